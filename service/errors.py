@@ -1,0 +1,30 @@
+"""One tree of errors: whose fault it is, and what to do about it.
+
+`DispatcherError` and below are shown to a person as one line, without a traceback.  Anything else that
+escapes is a fault of this program.
+"""
+
+
+class DispatcherError(Exception):
+    """Something that a person can mend; the message says what, where, and what to do."""
+
+
+class ConfigurationError(DispatcherError):
+    """The operator's settings or files are wrong; exit status 2."""
+
+
+class BrokerError(DispatcherError):
+    """The broker cannot be reached, or refuses what the dispatcher needs of it."""
+
+
+class TopologyError(BrokerError):
+    """Queues or exchanges are missing, or exist with other arguments."""
+
+
+class EventRejected(DispatcherError):  # noqa: N818 - a rejected event is the glossary's word
+    """An event could not be read; `reason` is the contract's word for it, `detail` says where."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
