@@ -1,0 +1,1 @@
+"""RabbitMQ: topology as data, one supervised connection, lanes in, confirmed publishes out."""

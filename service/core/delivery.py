@@ -5,10 +5,14 @@ a *decision* is what happens next.  Both are closed unions: callers match them a
 `assert_never`.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from typing import assert_never
 
 from service.core.event import Event
+from service.core.schedule import RETRY_AFTER_MAX, retry_delay
+from service.core.subscription import RetryPolicy
 
 
 class FailureKind(StrEnum):
@@ -114,3 +118,142 @@ class Delivery:
     first_attempt_at: float | None = None
     not_before: float = 0.0
     history: tuple[Attempt, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The target took it (2xx)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failover:
+    """The next target, in the same round, now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """The same target once more, now: its connection had died before the request got through."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """A later round, at `at` (Unix seconds)."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Put off until `at` (Unix seconds) without spending a round."""
+
+    at: float
+    cause: DeferCause
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """Parked for good, until a person redrives it."""
+
+    reason: Reason
+
+
+Decision = Delivered | Failover | Repeat | Retry | Defer | DeadLetter
+
+PAYLOAD_AT_FAULT = frozenset({400, 413, 422})
+HISTORY_KEPT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What the present round has seen, the outcome under judgement included.
+
+    `others` tells whether another target could be tried now; `all_gone` and `all_forbidden` speak of
+    every target of the subscription; `retry_after` is the longest that any target asked for, in seconds.
+    """
+
+    others: bool = False
+    all_gone: bool = False
+    all_forbidden: bool = False
+    repeated: bool = False
+    retry_after: float = 0.0
+
+
+def decide(
+    delivery: Delivery,
+    outcome: Outcome,
+    seen: Round,
+    policy: RetryPolicy,
+    now: float,
+    jitter: float,
+) -> Decision:
+    """Say what happens next to a delivery.  Total: every outcome has a decision.
+
+    `now` in Unix seconds, `jitter` in -1..1.
+    """
+    match outcome:
+        case Answered(status=status) if 200 <= status < 300:
+            return Delivered()
+        case Answered(status=status) if status in policy.permanent_statuses:
+            return DeadLetter(Reason.REFUSED)
+        case Answered(status=status) if status in PAYLOAD_AT_FAULT:
+            return _end_round(delivery, seen, policy, now, jitter)
+        case Failed(stale_connection=True) if not seen.repeated:
+            return Repeat()
+        case Answered() | Failed() | Forbidden():
+            return Failover() if seen.others else _end_round(delivery, seen, policy, now, jitter)
+        case _:
+            assert_never(outcome)
+
+
+def _end_round(
+    delivery: Delivery, seen: Round, policy: RetryPolicy, now: float, jitter: float
+) -> Decision:
+    if seen.all_gone:
+        return DeadLetter(Reason.GONE)
+    if seen.all_forbidden:
+        return DeadLetter(Reason.FORBIDDEN_ADDRESS)
+    delay = retry_delay(policy, delivery.round, jitter)
+    if delay is None:
+        return DeadLetter(Reason.EXHAUSTED)
+    at = now + max(delay, min(seen.retry_after, RETRY_AFTER_MAX))
+    if expires(delivery, policy, at):
+        return DeadLetter(Reason.EXPIRED)
+    return Retry(at)
+
+
+def expires(delivery: Delivery, policy: RetryPolicy, at: float) -> bool:
+    """Tell whether the delivery is past its maximum age at `at` (Unix seconds)."""
+    return at > delivery.created_at + policy.max_age
+
+
+def after_attempt(delivery: Delivery, attempt: Attempt) -> Delivery:
+    """Return the delivery with one more attempt in its history (the last ten are kept)."""
+    return replace(
+        delivery,
+        attempts=delivery.attempts + 1,
+        first_attempt_at=attempt.at
+        if delivery.first_attempt_at is None
+        else delivery.first_attempt_at,
+        history=(*delivery.history, attempt)[-HISTORY_KEPT:],
+    )
+
+
+def describe(outcome: Outcome) -> tuple[int | None, str | None]:
+    """Return the status and a short error text of an outcome; no error text for a 2xx."""
+    match outcome:
+        case Answered(status=status):
+            return status, None if 200 <= status < 300 else f"status {status}"
+        case Failed(kind=kind, detail=detail):
+            return None, f"{kind}: {detail}"
+        case Forbidden(detail=detail):
+            return None, f"forbidden: {detail}"
+        case _:
+            assert_never(outcome)
+
+
+def longest_retry_after(outcomes: Iterable[Outcome]) -> float:
+    """Return the longest Retry-After that any of the outcomes asked for, in seconds."""
+    return max(
+        (o.retry_after or 0.0 for o in outcomes if isinstance(o, Answered) and o.status >= 300),
+        default=0.0,
+    )

@@ -1,0 +1,1 @@
+"""The webhook request: how it looks, where it may go, and what an attempt observed."""

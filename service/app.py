@@ -1,0 +1,298 @@
+"""The composition root: builds the parts, runs them, drains.  The only place that wires.
+
+`run` is the whole life of a process, top to bottom.
+"""
+
+import asyncio
+import gc
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any
+
+from service import __version__
+from service.admin import admin_port
+from service.broker import topology
+from service.broker.connection import Address, Broker
+from service.broker.consumer import Lane
+from service.broker.outbox import Outbox
+from service.broker.publisher import Publisher
+from service.clock import Clock, SystemClock
+from service.core.address import EgressRules
+from service.deliver import Budget, Deliverer
+from service.dispatch import Dispatcher
+from service.errors import ConfigurationError
+from service.log import LineSink, Log, configure
+from service.metrics import Metrics
+from service.schemas import PACKAGED, EventSchemas
+from service.settings import Settings, unknown_names
+from service.states import States
+from service.subscriptions import Changes, Snapshot, SubscriptionWatcher
+from service.webhook.formats import render
+from service.webhook.sender import WebhookSender
+
+SLOW_SHARE_INTAKE = 0.25
+SLOW_SHARE_BACKLOG = 0.75
+
+
+class App:
+    """One dispatcher process."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str], log: Log) -> None:
+        self._settings = settings
+        self._log = log
+        self._clock: Clock = SystemClock()
+        self._metrics = Metrics()
+        self._states = States(settings.replicas)
+        self._running = False
+        self._draining = False
+        self._watcher = SubscriptionWatcher(
+            settings.subscriptions,
+            allow_http=settings.allow_http,
+            environ=environ,
+            on_loaded=self._loaded,
+            on_refused=self._refused,
+            on_undecided=self._filter_failed,
+        )
+        self._schemas = EventSchemas.load(settings.schemas or PACKAGED)
+        self._sender = WebhookSender(rules=egress_rules(settings), proxy=settings.egress_proxy_url)
+        self._names = topology.Names(settings.prefix)
+        self._publisher = Publisher(settings.publish_timeout)
+        dispatcher = self._dispatcher()
+        self._lanes = [
+            Lane("intake", self._names.intake, settings.intake_prefetch, dispatcher.on_event, log),
+            Lane(
+                "backlog",
+                self._names.deliveries,
+                settings.backlog_prefetch,
+                dispatcher.on_delivery,
+                log,
+            ),
+        ]
+        self._broker = self._new_broker()
+        self._watch()
+
+    async def run(self) -> None:
+        """Run until SIGTERM or SIGINT, then drain.  Raises ConfigurationError at the start only."""
+        await self._watcher.start()
+        gc.collect()
+        gc.freeze()  # what is there now stays; the collector need not walk it again
+        async with AsyncExitStack() as stack:
+            stop = stack.enter_context(_signals())
+            await stack.enter_async_context(self._sender)
+            self._running = True
+            await stack.enter_async_context(
+                admin_port(
+                    self._settings.admin_host,
+                    self._settings.admin_port,
+                    not_ready=self._not_ready,
+                    metrics=self._metrics.page,
+                    status=self._status,
+                )
+            )
+            loops = [
+                asyncio.create_task(self._watcher.run(), name="subscriptions"),
+                asyncio.create_task(self._broker.run(), name="broker"),
+            ]
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
+            self._complain(loops)
+            await self._drain()
+            for task in (*loops, stopping):
+                task.cancel()
+            await asyncio.gather(*loops, stopping, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        started = self._clock.monotonic()
+        self._draining = True
+        timeout = self._settings.drain_timeout
+        self._log.info("service.draining", in_flight=self._in_flight(), timeout_s=timeout)
+        await self._broker.stop_consuming()
+        drained = asyncio.gather(*(lane.drained() for lane in self._lanes))
+        await asyncio.wait([drained], timeout=timeout)
+        left = self._in_flight()
+        if left:
+            drained.cancel()
+            await asyncio.gather(*(lane.cut_off() for lane in self._lanes))
+        self._log.info(
+            "service.stopped",
+            left=left,
+            duration_ms=round(1000 * (self._clock.monotonic() - started)),
+        )
+
+    def _complain(self, loops: list["asyncio.Task[None]"]) -> None:
+        for task in loops:
+            error = task.exception() if task.done() and not task.cancelled() else None
+            if error is not None:
+                self._log.error(
+                    "service.fault", where=task.get_name(), error=f"{type(error).__name__}: {error}"
+                )
+
+    def _dispatcher(self) -> Dispatcher:
+        settings, log, clock, metrics = self._settings, self._log, self._clock, self._metrics
+        outbox = Outbox(self._publisher, self._names, clock)
+        deliverer = Deliverer(self._sender, outbox, self._states, clock, log, metrics)
+        return Dispatcher(
+            deliverer,
+            outbox,
+            lambda: self._watcher.current,
+            self._schemas,
+            render,
+            clock,
+            log,
+            metrics,
+            intake=_budget("intake", settings.intake_prefetch, SLOW_SHARE_INTAKE),
+            backlog=_budget("backlog", settings.backlog_prefetch, SLOW_SHARE_BACKLOG),
+            max_event_bytes=settings.max_event_bytes,
+        )
+
+    def _new_broker(self) -> Broker:
+        settings = self._settings
+        return Broker(
+            Address(settings.amqp_urls, settings.amqp_ca_file),
+            topology.topology(settings.prefix, settings.events_exchange, settings.bindings),
+            self._lanes,
+            self._publisher,
+            self._log,
+            self._clock,
+            declare=settings.declare_topology,
+            on_unrouted=self._metrics.unrouted,
+        )
+
+    def _watch(self) -> None:
+        for lane in self._lanes:
+            self._metrics.watch_in_flight(lane.name, lambda lane=lane: lane.in_flight)  # type: ignore[misc]
+        self._metrics.watch(
+            "broker_connected",
+            "1 while every lane consumes.",
+            lambda: float(self._broker.consuming),
+        )
+        self._metrics.watch(
+            "broker_blocked",
+            "1 while an alarm stops publishing.",
+            lambda: float(self._broker.blocked),
+        )
+        self._metrics.watch(
+            "subscriptions", "Subscriptions in force.", lambda: float(len(self._watcher.current))
+        )
+
+    def _in_flight(self) -> int:
+        return sum(lane.in_flight for lane in self._lanes)
+
+    def _not_ready(self) -> list[str]:
+        missing = []
+        if self._draining:
+            missing.append("draining")
+        if not self._broker.consuming:
+            missing.append("the broker is not connected")
+        return missing
+
+    def _status(self) -> dict[str, Any]:
+        now = self._clock.monotonic()
+        return {
+            "version": __version__,
+            "ready": not self._not_ready(),
+            "waiting_for": self._not_ready(),
+            "broker": {"consuming": self._broker.consuming, "blocked": self._broker.blocked},
+            "lanes": {
+                lane.name: {"in_flight": lane.in_flight, "prefetch": lane.prefetch}
+                for lane in self._lanes
+            },
+            "subscriptions": {
+                "count": len(self._watcher.current),
+                "loaded_at": self._watcher.current.loaded_at,
+            },
+            "targets": [
+                {
+                    "subscription_id": known.subscription.id,
+                    "target": state.label,
+                    "weight": state.target.weight,
+                    "effective_weight": state.effective_weight(now) / 100,
+                    "backup": state.target.backup,
+                    "health": state.health,
+                    "failures": state.failures,
+                    "in_flight": state.in_flight,
+                    "max_in_flight": state.target.max_in_flight,
+                    "latency_ms": None if state.latency is None else round(1000 * state.latency, 1),
+                    "throttled_for_s": round(max(0.0, state.throttled_until - now), 1),
+                }
+                for known in self._states.known()
+                for state in known.targets
+            ],
+        }
+
+    def _loaded(self, snapshot: Snapshot, changes: Changes) -> None:
+        self._states.keep(snapshot.get)
+        if self._running and (changes.changed or changes.removed or changes.files):
+            self._sender.close_idle()
+        self._log.info(
+            "subscriptions.loaded",
+            source=str(self._settings.subscriptions),
+            subscriptions=len(snapshot),
+            added=len(changes.added),
+            changed=len(changes.changed),
+            removed=len(changes.removed),
+        )
+        for problem in snapshot.warnings:
+            self._log.warning("subscriptions.doubtful", warning=str(problem))
+
+    def _refused(self, error: ConfigurationError) -> None:
+        self._log.error(
+            "subscriptions.refused", source=str(self._settings.subscriptions), error=str(error)
+        )
+
+    def _filter_failed(self, subscription_id: str, detail: str) -> None:
+        self._log.warning("filter.failed", subscription_id=subscription_id, error=detail)
+
+
+def egress_rules(settings: Settings) -> EgressRules:
+    """Return where deliveries may go."""
+    return EgressRules(
+        allow=settings.egress_allow,
+        deny=settings.egress_deny,
+        ports=frozenset(settings.egress_ports),
+        allow_http=settings.allow_http,
+    )
+
+
+def _budget(lane: str, prefetch: int, slow_share: float) -> Budget:
+    return Budget(lane, prefetch, max(1, int(prefetch * slow_share)))
+
+
+@contextmanager
+def _signals() -> Iterator[asyncio.Event]:
+    """Set the event at SIGTERM or SIGINT; a second SIGINT ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set() and number is signal.SIGINT:
+            loop.remove_signal_handler(number)
+            signal.raise_signal(number)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        yield stop
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def run(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Run one dispatcher process until it is told to stop.
+
+    Raises ConfigurationError where it cannot start; the broker being away is no reason not to.
+    """
+    sink = LineSink(1)
+    sink.attach(asyncio.get_running_loop())
+    log = configure(settings.log_level, settings.log_format, sink)
+    log.info("service.started", settings=settings.for_log(), pid=os.getpid())
+    for name, nearest in unknown_names(environ):
+        log.warning("settings.unknown", name=name, nearest=nearest)
+    try:
+        await App(settings, environ, log).run()
+    finally:
+        sink.flush()

@@ -1,0 +1,298 @@
+"""The wire form of a delivery, a dead letter and a rejected event.
+
+The body of a delivery message is the event's data, byte for byte.  Everything else is in headers:
+`x-delivery` holds the state as JSON (the law), the rest repeats a part of it for people with a broker's
+console.  Headers stay far below a frame (128 KiB), because a larger one makes the broker hang up.
+"""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+from pamqp.commands import Basic
+from pamqp.common import FieldTable, FieldValue
+from pamqp.encode import field_table
+
+from service.core.delivery import Attempt, Delivery, Reason
+from service.core.event import Event
+from service.errors import EventRejected
+from service.log import rfc3339
+
+STATE = "x-delivery"
+SUBSCRIPTIONS = "x-subscriptions"
+REASON = "x-rejected-reason"
+DETAIL = "x-rejected-detail"
+REJECTED_AT = "x-rejected-at"
+REJECTED_ID = "x-rejected-event-id"
+ROUTING_KEY = "x-rejected-routing-key"
+MESSAGE_ID = "x-rejected-message-id"
+POISON = "poison"
+
+_OURS = (STATE, SUBSCRIPTIONS, REASON, DETAIL, REJECTED_AT, REJECTED_ID, ROUTING_KEY, MESSAGE_ID)
+_BROKERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "CC", "BCC")
+_HEADER_ROOM = 64 * 1024
+_BODY_START_KEPT = 256
+_DETAIL_KEPT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLettered:
+    """A dead letter as it lies in the queue; `at` in Unix seconds."""
+
+    delivery: Delivery
+    reason: Reason
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A rejected message as it lies in the queue."""
+
+    reason: str
+    detail: str
+    rejected_at: str | None
+    event_id: str | None
+    routing_key: str
+    body: bytes
+
+
+def delivery_properties(delivery: Delivery) -> Basic.Properties:
+    """Return the properties of a message that carries one delivery."""
+    return _properties(_told(delivery) | {STATE: _state_text(delivery)})
+
+
+def split_properties(delivery: Delivery, subscription_ids: Sequence[str]) -> Basic.Properties:
+    """Return the properties of a message that carries one event for many subscriptions."""
+    return _properties({STATE: _state_text(delivery), SUBSCRIPTIONS: ",".join(subscription_ids)})
+
+
+def dead_properties(delivery: Delivery, reason: Reason, at: float) -> Basic.Properties:
+    """Return the properties of a dead letter."""
+    state = _state(delivery) | {"reason": reason.value, "dead_lettered_at": at}
+    told = _told(delivery) | {"reason": reason.value, "dead-lettered-at": rfc3339(at)}
+    return _properties(told | {STATE: orjson.dumps(state).decode()})
+
+
+def rejected_properties(
+    original: Basic.Properties,
+    routing_key: str,
+    rejection: EventRejected,
+    event_id: str | None,
+    at: float,
+) -> Basic.Properties:
+    """Return the properties of a rejected event: its own, as far as they can be kept, and why."""
+    headers: dict[str, FieldValue] = {
+        REASON: rejection.reason,
+        DETAIL: rejection.detail[:_DETAIL_KEPT],
+        REJECTED_AT: rfc3339(at),
+        ROUTING_KEY: routing_key,
+    }
+    if event_id:
+        headers[REJECTED_ID] = event_id[:_DETAIL_KEPT]
+    if original.message_id:
+        headers[MESSAGE_ID] = original.message_id
+    kept = _carried_over(original, headers, dropped=_OURS)
+    # A message id of its own: two publishes in flight with one id would swap their confirms.
+    kept.message_id = uuid.uuid4().hex
+    return kept
+
+
+def restored_properties(original: Basic.Properties) -> Basic.Properties:
+    """Return the properties with which a rejected message goes back to work: those it first had."""
+    message_id = (original.headers or {}).get(MESSAGE_ID)
+    restored = _carried_over(original, {}, dropped=_OURS[2:])
+    if isinstance(message_id, str):
+        restored.message_id = message_id
+    return restored
+
+
+def parked_again(original: Basic.Properties) -> Basic.Properties:
+    """Return the properties with which a parked message goes back to the tail of its own queue."""
+    kept = _carried_over(original, {}, dropped=())
+    kept.message_id = uuid.uuid4().hex
+    if original.message_id and MESSAGE_ID not in (kept.headers or {}):
+        kept.headers = {**(kept.headers or {}), MESSAGE_ID: original.message_id}
+    return kept
+
+
+def read_deliveries(headers: Mapping[str, Any] | None, body: bytes) -> list[Delivery]:
+    """Return the deliveries of a message from the backlog lane: one, or one for each of a split.
+
+    Raises EventRejected (`invalid_envelope`) for a message that the dispatcher did not write.
+    """
+    try:
+        told = headers or {}
+        state = orjson.loads(told[STATE])
+        ids = (
+            str(told[SUBSCRIPTIONS]).split(",")
+            if SUBSCRIPTIONS in told
+            else [state["subscription_id"]]
+        )
+        event = _event(state["event"], body)
+        return [_delivery(state, event, subscription_id) for subscription_id in ids]
+    except (KeyError, TypeError, ValueError) as error:
+        raise EventRejected(
+            "invalid_envelope", f"no delivery of this dispatcher: {type(error).__name__} {error}"
+        ) from error
+
+
+def read_dead_letter(headers: Mapping[str, Any] | None, body: bytes) -> DeadLettered:
+    """Return a dead letter; raises EventRejected for a message that the dispatcher did not write."""
+    delivery = read_deliveries(headers, body)[0]
+    try:
+        state = orjson.loads((headers or {})[STATE])
+        return DeadLettered(delivery, Reason(state["reason"]), float(state["dead_lettered_at"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise EventRejected("invalid_envelope", f"no dead letter: {error}") from error
+
+
+def read_rejected(properties: Basic.Properties, routing_key: str, body: bytes) -> Rejected:
+    """Return a rejected event; one that the broker itself parked has the reason `poison`."""
+    headers = properties.headers or {}
+    reason = headers.get(REASON)
+    if reason is None:
+        return Rejected(
+            POISON,
+            "delivered again and again without being settled, and parked by the broker",
+            _death_time(headers),
+            properties.message_id,
+            routing_key,
+            body,
+        )
+    event_id = headers.get(REJECTED_ID)
+    return Rejected(
+        _text(reason, ""),
+        _text(headers.get(DETAIL), ""),
+        _text(headers.get(REJECTED_AT), ""),
+        event_id if isinstance(event_id, str) else None,
+        _text(headers.get(ROUTING_KEY), routing_key),
+        body,
+    )
+
+
+def _text(value: FieldValue, default: str) -> str:
+    return value if isinstance(value, str) else default
+
+
+def _death_time(headers: FieldTable) -> str | None:
+    deaths = headers.get("x-death")
+    if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict):
+        time = deaths[0].get("time")
+        if isinstance(time, datetime):
+            return rfc3339(time.timestamp())
+    return None
+
+
+def _properties(headers: dict[str, FieldValue]) -> Basic.Properties:
+    # A message id of its own for each publish: two in flight with one id would swap their confirms.
+    return Basic.Properties(
+        content_type="application/json",
+        delivery_mode=2,
+        message_id=uuid.uuid4().hex,
+        headers=headers,
+    )
+
+
+def _carried_over(
+    original: Basic.Properties, ours: dict[str, FieldValue], *, dropped: Sequence[str]
+) -> Basic.Properties:
+    theirs = {
+        name: value
+        for name, value in (original.headers or {}).items()
+        if name not in dropped and not name.startswith(_BROKERS)
+    }
+    if not _fits(theirs):
+        theirs = {}
+        if DETAIL in ours:
+            ours[DETAIL] = _text(ours[DETAIL], "") + " (its headers could not be kept)"
+    return Basic.Properties(
+        content_type=original.content_type,
+        content_encoding=original.content_encoding,
+        headers=theirs | ours,
+        delivery_mode=2,
+        correlation_id=original.correlation_id,
+        message_id=original.message_id or uuid.uuid4().hex,
+        timestamp=original.timestamp,
+        message_type=original.message_type,
+        app_id=original.app_id,
+    )
+
+
+def _fits(headers: FieldTable) -> bool:
+    try:
+        return len(field_table(headers)) <= _HEADER_ROOM
+    except (TypeError, ValueError, OverflowError, RecursionError, AttributeError):
+        return False
+
+
+def _told(delivery: Delivery) -> dict[str, FieldValue]:
+    return {
+        "event-id": delivery.event.id,
+        "event-type": delivery.event.type,
+        "subscription-id": delivery.subscription_id,
+        "round": delivery.round,
+    }
+
+
+def _state_text(delivery: Delivery) -> str:
+    return orjson.dumps(_state(delivery)).decode()
+
+
+def _state(delivery: Delivery) -> dict[str, Any]:
+    event = delivery.event
+    return {
+        "event": {
+            "id": event.id,
+            "type": event.type,
+            "source": event.source,
+            "time": event.time,
+            "time_unix": event.time_unix,
+            "subject": event.subject,
+            "tenant": event.tenant,
+            "data_content_type": event.data_content_type,
+            "extensions": dict(event.extensions),
+            "traceparent": event.traceparent,
+            "tracestate": event.tracestate,
+            "id_made": event.id_made,
+        },
+        "subscription_id": delivery.subscription_id,
+        "created_at": delivery.created_at,
+        "round": delivery.round,
+        "attempts": delivery.attempts,
+        "deferrals": delivery.deferrals,
+        "first_attempt_at": delivery.first_attempt_at,
+        "not_before": delivery.not_before,
+        "history": [_attempt(attempt) for attempt in delivery.history],
+    }
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "at": attempt.at,
+        "target": attempt.target,
+        "status": attempt.status,
+        "error": attempt.error,
+        "duration_ms": attempt.duration_ms,
+        "body_start": attempt.body_start[:_BODY_START_KEPT],
+    }
+
+
+def _event(state: Mapping[str, Any], body: bytes) -> Event:
+    return Event(data=body, **state)
+
+
+def _delivery(state: Mapping[str, Any], event: Event, subscription_id: str) -> Delivery:
+    return Delivery(
+        event=event,
+        subscription_id=subscription_id,
+        created_at=state["created_at"],
+        round=state["round"],
+        attempts=state["attempts"],
+        deferrals=state["deferrals"],
+        first_attempt_at=state["first_attempt_at"],
+        not_before=state["not_before"],
+        history=tuple(Attempt(**attempt) for attempt in state["history"]),
+    )

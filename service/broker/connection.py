@@ -1,0 +1,293 @@
+"""The supervised connection: always one session, or on the way to the next.
+
+A session is two connections (one consumes, one publishes, because the broker stops reading from a
+connection that publishes while an alarm is up) with one channel a lane and one for publishing.  Any
+sign of trouble (a closed connection or channel, a cancelled consumer, a publish without a confirm) gives
+the whole session up and builds another: simple, and every unacked message comes again.
+
+The law here: nothing about the broker ends the process, and nothing waits for it without a bound.
+"""
+
+import asyncio
+import random
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aio_pika
+from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.exceptions import AMQPError
+from yarl import URL
+
+from service.broker import headers, topology
+from service.broker.consumer import Lane
+from service.broker.publisher import Publisher
+from service.clock import Clock
+from service.errors import BrokerError, ConfigurationError, TopologyError
+from service.log import Log, rfc3339
+
+HEARTBEAT: Final = 15
+OPEN_TIMEOUT: Final = 20.0
+CLOSE_TIMEOUT: Final = 3.0
+BACKOFF_FIRST: Final = 0.5
+BACKOFF_MAX: Final = 15.0
+BLOCKED_POLL: Final = 1.0
+UNROUTED_POLL: Final = 30.0
+
+TROUBLE = (AMQPError, OSError, RuntimeError, TimeoutError, BrokerError)
+
+
+@dataclass(slots=True)
+class Address:
+    """Where a broker is: URLs tried in turn, and the CA to trust for `amqps`."""
+
+    urls: Sequence[str] = field(repr=False)
+    ca_file: Path | None = None
+
+    def context(self) -> ssl.SSLContext | None:
+        """Return the TLS context, or None for the library's own; raises ConfigurationError."""
+        if self.ca_file is None:
+            return None
+        try:
+            return ssl.create_default_context(cafile=str(self.ca_file))
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                f"DISPATCHER_AMQP_CA_FILE: {self.ca_file} cannot be read as PEM certificates: {error}"
+            ) from error
+
+
+async def open_connection(url: str, address: Address, name: str) -> AbstractConnection:
+    """Return an open AMQP connection.  Raises one of TROUBLE; the texts show no password."""
+    parsed = URL(url)
+    if "heartbeat" not in parsed.query:
+        parsed = parsed.update_query(heartbeat=str(HEARTBEAT))
+    async with asyncio.timeout(OPEN_TIMEOUT):
+        connection = await aio_pika.connect(
+            parsed, ssl_context=address.context(), client_properties={"connection_name": name}
+        )
+    transport = connection.transport
+    if transport is None:
+        raise BrokerError("the connection closed while it was being opened")
+    return transport.connection
+
+
+class Session:
+    """Two open connections; `lost` is set with the reason at the first sign of trouble."""
+
+    def __init__(self, consuming: AbstractConnection, publishing: AbstractConnection) -> None:
+        self.consuming = consuming
+        self.publishing = publishing
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        for connection in (consuming, publishing):
+            self.watch(connection)
+
+    def fail(self, reason: str) -> None:
+        """Give the session up."""
+        if not self.lost.done():
+            self.lost.set_result(reason)
+
+    def watch(self, what: AbstractConnection | AbstractChannel) -> None:
+        """Give the session up when this closes."""
+        what.closing.add_done_callback(lambda closed: self.fail(_why(closed)))
+
+    async def channel(self, connection: AbstractConnection, *, confirms: bool) -> AbstractChannel:
+        """Open a channel whose end is the session's end."""
+        channel = await connection.channel(publisher_confirms=confirms, on_return_raises=True)
+        self.watch(channel)
+        return channel
+
+    async def close(self) -> None:
+        """Close both connections, politely if they still answer."""
+        for connection in (self.consuming, self.publishing):
+            with suppress(*TROUBLE, asyncio.CancelledError):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await connection.close()
+
+
+class Broker:
+    """Keeps a session alive, feeds the lanes from it and the publisher with it."""
+
+    def __init__(
+        self,
+        address: Address,
+        wanted: topology.Topology,
+        lanes: Sequence[Lane],
+        publisher: Publisher,
+        log: Log,
+        clock: Clock,
+        *,
+        declare: bool,
+        on_unrouted: Callable[[int], None],
+    ) -> None:
+        headers.install()
+        self._address = address
+        self._wanted = wanted
+        self._lanes = lanes
+        self._publisher = publisher
+        self._log = log
+        self._clock = clock
+        self._prepare: Callable[..., Awaitable[None]] = (
+            topology.declare if declare else topology.check
+        )
+        self._on_unrouted = on_unrouted
+        self._session: Session | None = None
+        self._stopping = False
+        self._failures = 0
+        self._next_url = 0
+
+    @property
+    def consuming(self) -> bool:
+        """Tell whether every lane consumes now."""
+        return self._session is not None and not self._session.lost.done() and not self._stopping
+
+    @property
+    def blocked(self) -> bool:
+        """Tell whether the broker refuses publishes now (an alarm)."""
+        return self._publisher.blocked
+
+    async def run(self) -> None:
+        """Connect, consume, and do so again whenever the connection is lost; ends only by cancellation."""
+        while True:
+            reason = await self._one_session()
+            self._failures += 1
+            ceiling = min(BACKOFF_FIRST * 2.0**self._failures, BACKOFF_MAX)
+            pause = random.uniform(BACKOFF_FIRST / 2, ceiling)  # noqa: S311 - spreads reconnects
+            self._log.error(
+                "broker.disconnected",
+                error=reason,
+                next_attempt_at=rfc3339(self._clock.now() + pause),
+            )
+            await asyncio.sleep(pause)
+
+    async def stop_consuming(self) -> None:
+        """Take no more messages, and go on publishing and acking."""
+        self._stopping = True
+        if self._session is None:
+            return
+        for lane in self._lanes:
+            with suppress(*TROUBLE):
+                async with asyncio.timeout(CLOSE_TIMEOUT):
+                    await lane.stop()
+
+    async def _one_session(self) -> str:
+        """Return why the session ended, or could not begin."""
+        session = None
+        try:
+            session = await self._open()
+            self._session = session
+            watchers = [
+                asyncio.create_task(self._guard(session, watch))
+                for watch in (self._watch_blocked, self._watch_unrouted)
+            ]
+            try:
+                reason = await asyncio.shield(session.lost)
+            finally:
+                for watcher in watchers:
+                    watcher.cancel()
+        except TROUBLE as error:
+            reason = _text(error)
+        finally:
+            await self._end(session)
+        return reason
+
+    async def _end(self, session: Session | None) -> None:
+        self._session = None
+        self._publisher.abandon()
+        for lane in self._lanes:
+            lane.abandon()
+        if session is not None:
+            await session.close()
+
+    async def _open(self) -> Session:
+        url = self._address.urls[self._next_url % len(self._address.urls)]
+        self._next_url += 1
+        consuming = await open_connection(url, self._address, "webhook-dispatcher (consumes)")
+        try:
+            publishing = await open_connection(url, self._address, "webhook-dispatcher (publishes)")
+        except BaseException:
+            await consuming.close()
+            raise
+        session = Session(consuming, publishing)
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                await self._begin(session)
+        except BaseException:
+            await session.close()
+            raise
+        self._next_url -= 1
+        self._failures = 0
+        self._log.info("broker.connected", **_peer(url, consuming))
+        return session
+
+    async def _begin(self, session: Session) -> None:
+        await self._prepare(session.publishing, self._wanted)
+        channel = await session.channel(session.publishing, confirms=True)
+        self._publisher.use(channel, session.fail)
+        for lane in self._lanes:
+            channel = await session.channel(session.consuming, confirms=False)
+            channel.on_consumer_cancel_callbacks.add(
+                lambda _: session.fail("the broker cancelled a consumer: its queue is gone")
+            )
+            if not self._stopping:
+                await lane.consume(channel, session.fail)
+
+    async def _guard(self, session: Session, watch: Callable[[Session], Awaitable[None]]) -> None:
+        try:
+            await watch(session)
+        except TROUBLE as error:
+            session.fail(_text(error))
+
+    async def _watch_blocked(self, session: Session) -> None:
+        """Notice alarms: the library tells of them only by what `ready` waits for."""
+        while True:
+            try:
+                async with asyncio.timeout(BLOCKED_POLL / 4):
+                    await session.publishing.ready()
+                blocked = False
+            except TimeoutError:
+                blocked = True
+            if blocked != self._publisher.blocked:
+                self._publisher.blocked = blocked
+                self._log.warning("broker.blocked", blocked=blocked)
+            await asyncio.sleep(BLOCKED_POLL)
+
+    async def _watch_unrouted(self, session: Session) -> None:
+        """Count what the catch-all queue holds; it must stay empty."""
+        name = self._wanted.names.unrouted
+        channel = await session.channel(session.consuming, confirms=False)
+        while True:
+            found = await channel.queue_declare(name, passive=True)
+            count = found.message_count or 0
+            self._on_unrouted(count)
+            if count:
+                self._log.error("broker.unrouted", queue=name, messages=count)
+            await asyncio.sleep(UNROUTED_POLL)
+
+
+def _why(closed: "asyncio.Future[Any]") -> str:
+    if closed.cancelled():
+        return "the connection was closed"
+    error = closed.exception()
+    return "the connection was closed" if error is None else _text(error)
+
+
+def _text(error: BaseException) -> str:
+    match error:
+        case TimeoutError():
+            return "the broker did not answer in time"
+        case TopologyError():
+            return str(error)
+        case _:
+            return f"{type(error).__name__}: {error}".replace("\n", " ").rstrip(": ")
+
+
+def _peer(url: str, connection: AbstractConnection) -> dict[str, Any]:
+    parsed = URL(url)
+    version = (connection.server_properties or {}).get("version")
+    peer: dict[str, Any] = {"server.address": parsed.host or "", "server.port": parsed.port or 0}
+    if isinstance(version, str):
+        peer["broker_version"] = version
+    return peer

@@ -1,0 +1,65 @@
+"""Where deliveries and events go that are not done with: ladder, backlog, dead letters, rejected.
+
+Each method is True once the broker has confirmed, and False when nobody knows: then nothing may be
+acked.
+"""
+
+from collections.abc import Sequence
+
+from service.broker import codec
+from service.broker.consumer import Message
+from service.broker.publisher import Confirmed, Publisher
+from service.broker.topology import Names
+from service.clock import Clock
+from service.core import ladder
+from service.core.delivery import Delivery, Reason
+from service.errors import EventRejected
+
+
+class Outbox:
+    """Writes the dispatcher's own messages."""
+
+    def __init__(self, publisher: Publisher, names: Names, clock: Clock) -> None:
+        self._publisher = publisher
+        self._names = names
+        self._clock = clock
+
+    async def put_off(self, delivery: Delivery, at: float) -> bool:
+        """Bring a delivery to the backlog lane at `at` (Unix seconds), or up to a second later."""
+        seconds = ladder.seconds_for(at - self._clock.now())
+        exchange, key = self._names.route_in(seconds)
+        published = await self._publisher.publish(
+            exchange, key, delivery.event.data, codec.delivery_properties(delivery)
+        )
+        return isinstance(published, Confirmed)
+
+    async def split(self, delivery: Delivery, subscription_ids: Sequence[str]) -> bool:
+        """Bring an event to the backlog lane now, for these subscriptions."""
+        exchange, key = self._names.route_in(0)
+        published = await self._publisher.publish(
+            exchange, key, delivery.event.data, codec.split_properties(delivery, subscription_ids)
+        )
+        return isinstance(published, Confirmed)
+
+    async def bury(self, delivery: Delivery, reason: Reason, at: float) -> bool:
+        """Park a delivery as a dead letter."""
+        published = await self._publisher.publish(
+            self._names.dead, "", delivery.event.data, codec.dead_properties(delivery, reason, at)
+        )
+        return isinstance(published, Confirmed)
+
+    async def reject(
+        self, message: Message, rejection: EventRejected, event_id: str | None
+    ) -> bool:
+        """Park a message that cannot be read, byte for byte, with the reason."""
+        properties = codec.rejected_properties(
+            message.properties, message.routing_key, rejection, event_id, self._clock.now()
+        )
+        published = await self._publisher.publish(
+            self._names.rejected, message.routing_key, message.body, properties
+        )
+        return isinstance(published, Confirmed)
+
+    def read(self, message: Message) -> list[Delivery]:
+        """Return the deliveries of a message from the backlog lane.  Raises EventRejected."""
+        return codec.read_deliveries(message.properties.headers, message.body)

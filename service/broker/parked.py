@@ -1,0 +1,170 @@
+"""Going through a queue of parked messages: dead letters and rejected events.
+
+Looking holds messages and gives every one of them back, in place.  Working walks the queue once, over at
+most as many messages as it held at the start: what matches is dealt with, what does not goes back to the
+tail.  The law here: a message is acked only after its copy is confirmed; a crash doubles one at worst.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+from aiormq.exceptions import ChannelNotFoundEntity
+from pamqp.commands import Basic
+
+from service.broker import codec, headers
+from service.broker.connection import TROUBLE, Address, open_connection
+from service.errors import BrokerError
+
+PREFETCH: Final = 100
+IDLE: Final = 10.0
+"""Seconds without a message after which a walk ends: another process holds the rest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A message as it lies in the queue."""
+
+    body: bytes
+    properties: Basic.Properties
+    routing_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a message is published to: exchange, routing key, and its properties."""
+
+    exchange: str
+    routing_key: str
+    properties: Basic.Properties
+
+
+Choose = Callable[[Parked], bool]
+Route = Callable[[Parked], Place | None]
+
+
+@asynccontextmanager
+async def connected(address: Address) -> AsyncIterator[AbstractConnection]:
+    """Give an open connection.  Raises BrokerError, in words for a person."""
+    headers.install()
+    failures = []
+    for url in address.urls:
+        try:
+            connection = await open_connection(url, address, "webhook-dispatcher (command)")
+        except TROUBLE as error:
+            failures.append(f"{type(error).__name__}: {error}".rstrip(": "))
+            continue
+        try:
+            yield connection
+        finally:
+            await connection.close()
+        return
+    raise BrokerError(
+        f"no broker answers ({'; '.join(failures)}): check DISPATCHER_AMQP_URL, and that RabbitMQ runs"
+    )
+
+
+class ParkedQueue:
+    """One queue of parked messages; needs an open connection."""
+
+    def __init__(self, connection: AbstractConnection, name: str) -> None:
+        self._connection = connection
+        self._name = name
+
+    async def look(self) -> AsyncIterator[Parked]:
+        """Give every message, and leave the queue as it was."""
+        channel, count = await self._open(confirms=False)
+        try:
+            async for message in self._take(channel, count, prefetch=0):
+                yield _parked(message)
+        finally:
+            await channel.close()  # what is not acked goes back, each to its place
+
+    async def work(self, chosen: Choose, route: Route, limit: int | None) -> int:
+        """Deal with the chosen messages, at most `limit`, and return how many there were.
+
+        `route` says where each goes; None means that it is dropped.
+        """
+        channel, count = await self._open(confirms=True)
+        done = 0
+        try:
+            async for message in self._take(channel, count, prefetch=PREFETCH):
+                if done == limit:
+                    break
+                parked = _parked(message)
+                matches = chosen(parked)
+                await self._move(channel, message, route(parked) if matches else self._tail(parked))
+                done += matches
+        finally:
+            await channel.close()
+        return done
+
+    def _tail(self, parked: Parked) -> Place:
+        return Place("", self._name, codec.parked_again(parked.properties))
+
+    async def _move(
+        self, channel: AbstractChannel, message: DeliveredMessage, place: Place | None
+    ) -> None:
+        if place is not None:
+            await channel.basic_publish(
+                message.body,
+                exchange=place.exchange,
+                routing_key=place.routing_key,
+                properties=place.properties,
+                mandatory=True,
+                timeout=IDLE * 3,
+            )
+        await channel.basic_ack(_tag(message))
+
+    async def _open(self, *, confirms: bool) -> tuple[AbstractChannel, int]:
+        channel = await self._connection.channel(publisher_confirms=confirms, on_return_raises=True)
+        try:
+            found = await channel.queue_declare(self._name, passive=True)
+        except ChannelNotFoundEntity:
+            raise BrokerError(
+                f"queue {self._name!r} does not exist: check DISPATCHER_PREFIX; the dispatcher makes it"
+                " when it first starts"
+            ) from None
+        return channel, found.message_count or 0
+
+    async def _take(
+        self, channel: AbstractChannel, count: int, *, prefetch: int
+    ) -> AsyncIterator[DeliveredMessage]:
+        """Give the next `count` messages, fewer when others hold some of them."""
+        if count == 0:
+            return
+        inbox: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
+        await channel.basic_qos(prefetch_count=prefetch)
+        consuming = await channel.basic_consume(self._name, _into(inbox))
+        for _ in range(count):
+            try:
+                async with asyncio.timeout(IDLE):
+                    message = await inbox.get()
+            except TimeoutError:
+                break
+            yield message
+        if consuming.consumer_tag and not channel.is_closed:
+            await channel.basic_cancel(consuming.consumer_tag)
+
+
+def _into(
+    inbox: "asyncio.Queue[DeliveredMessage]",
+) -> Callable[[DeliveredMessage], Coroutine[object, object, None]]:
+    async def on_message(message: DeliveredMessage) -> None:
+        inbox.put_nowait(message)
+
+    return on_message
+
+
+def _parked(message: DeliveredMessage) -> Parked:
+    frame = message.delivery
+    key = frame.routing_key if isinstance(frame, Basic.Deliver) else None
+    return Parked(message.body, message.header.properties, key or "")
+
+
+def _tag(message: DeliveredMessage) -> int:
+    frame = message.delivery
+    return (frame.delivery_tag or 0) if isinstance(frame, Basic.Deliver) else 0

@@ -1,0 +1,159 @@
+"""The command line: arguments → settings → run.
+
+Exit status 0 done, 1 the thing asked for failed, 2 bad usage or bad configuration.  An error is one
+clear line on standard error.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+import orjson
+
+from service import __version__
+from service.commands.parked import dead, rejected
+from service.errors import ConfigurationError, DispatcherError
+from service.settings import Settings
+
+NAME = "webhook-dispatcher"
+Result = TypeVar("Result")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name=NAME)
+def cli() -> None:
+    """Deliver events from RabbitMQ to webhooks: at least once, balanced, signed.
+
+    Settings come from the environment (DISPATCHER_…); the README lists them.
+    """
+
+
+@cli.command()
+def run() -> None:
+    """Run the dispatcher until SIGTERM or SIGINT, then drain."""
+    import uvloop  # noqa: PLC0415 - other commands start faster without it
+
+    from service import app  # noqa: PLC0415
+
+    settings = Settings.load(os.environ)
+    uvloop.run(app.run(settings, os.environ))
+
+
+@cli.command()
+@click.option("--keep", is_flag=True, help="Stay up afterwards, and say how to publish.")
+def demo(*, keep: bool) -> None:
+    """Show it all: events in, signed deliveries out, failover, retry, dead letter."""
+    from service.demo import run_demo  # noqa: PLC0415
+
+    sys.exit(run_demo(keep=keep))
+
+
+@cli.command()
+def broker() -> None:
+    """Run a private RabbitMQ in the foreground; its URL is the first line."""
+    from service.rabbitmq import serve_forever  # noqa: PLC0415
+
+    serve_forever()
+
+
+@cli.command()
+@click.argument("path", required=False, type=click.Path(path_type=Path))
+def check(path: Path | None) -> None:
+    """Validate settings, subscriptions (PATH, or DISPATCHER_SUBSCRIPTIONS) and event schemas."""
+    from service.commands.check import check_everything  # noqa: PLC0415
+
+    sys.exit(check_everything(path, os.environ))
+
+
+@cli.command()
+@click.argument("event_type", metavar="TYPE")
+@click.option(
+    "--data", default="{}", help="JSON, @FILE, or - for standard input.", show_default=True
+)
+@click.option("--id", "event_id", help="The event's id; made when not given.")
+@click.option("--subject", help="What in the source the event is about.")
+@click.option("--tenant", help="Whose event it is.")
+@click.option("--source", help="Who tells it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the id as a JSON object.")
+def publish(
+    event_type: str,
+    data: str,
+    event_id: str | None,
+    subject: str | None,
+    tenant: str | None,
+    source: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Publish one event and wait for the broker's confirm; prints the event's id."""
+    from service.publish import DEFAULT_SOURCE, Publisher  # noqa: PLC0415
+
+    settings = Settings.load(os.environ)
+    body = _read(data)
+
+    async def send() -> str:
+        async with Publisher(
+            settings.amqp_urls,
+            settings.events_exchange,
+            source=source or DEFAULT_SOURCE,
+            ca_file=settings.amqp_ca_file,
+            max_bytes=settings.max_event_bytes,
+        ) as publisher:
+            return await publisher.publish(
+                event_type, body, id=event_id, subject=subject, tenant=tenant
+            )
+
+    found = run_async(send())
+    click.echo(orjson.dumps({"event_id": found}).decode() if as_json else found)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def stats(*, as_json: bool) -> None:
+    """Make a table from the dispatcher's JSON log lines on standard input."""
+    from service.commands.stats import print_stats  # noqa: PLC0415
+
+    print_stats(sys.stdin.buffer, as_json=as_json)
+
+
+cli.add_command(dead)
+cli.add_command(rejected)
+
+
+def run_async(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a command's asynchronous part."""
+    return asyncio.run(work)
+
+
+def _read(data: str) -> bytes:
+    if data == "-":
+        return sys.stdin.buffer.read()
+    if not data.startswith("@"):
+        return data.encode()
+    try:
+        return Path(data[1:]).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"--data: {data[1:]} cannot be read: {error.strerror}") from error
+
+
+def main() -> NoReturn:
+    """Run the command line; never returns, and never shows a traceback for what a person can mend."""
+    try:
+        cli(prog_name=NAME)
+    except ConfigurationError as error:
+        _fail(error, 2)
+    except DispatcherError as error:
+        _fail(error, 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _fail(error: DispatcherError, status: int) -> NoReturn:
+    for line in str(error).splitlines():
+        click.echo(f"{NAME}: {line}", err=True)
+    sys.exit(status)

@@ -1,0 +1,55 @@
+"""The command `check`: everything that a start would read, without starting."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from service.errors import ConfigurationError
+from service.schemas import PACKAGED, EventSchemas
+from service.settings import Settings, unknown_names
+from service.subscriptions import Snapshot, load
+
+
+def check_everything(path: Path | None, environ: Mapping[str, str]) -> int:
+    """Print what is wrong, a line each, on standard error; return 0 when nothing is, else 2."""
+    problems = [
+        f"{name}: nothing reads this name" + (f": did you mean {nearest}?" if nearest else "")
+        for name, nearest in unknown_names(environ)
+    ]
+    try:
+        settings = Settings.load(environ)
+    except ConfigurationError as error:
+        problems += str(error).splitlines()
+        settings = Settings.load({})
+    snapshot, found = _subscriptions(path or settings.subscriptions, settings, environ)
+    problems += found
+    schemas, found = _schemas(settings.schemas or PACKAGED)
+    problems += found
+    for problem in problems:
+        click.echo(problem, err=True)
+    if problems:
+        return 2
+    warnings = snapshot.warnings if snapshot else ()
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
+    count = len(snapshot) if snapshot else 0
+    types = len(schemas.types) if schemas else 0
+    click.echo(f"good: {count} subscriptions, {types} event schemas")
+    return 0
+
+
+def _subscriptions(
+    path: Path, settings: Settings, environ: Mapping[str, str]
+) -> tuple[Snapshot | None, list[str]]:
+    try:
+        return load(path, allow_http=settings.allow_http, environ=environ), []
+    except ConfigurationError as error:
+        return None, str(error).splitlines()
+
+
+def _schemas(folder: Path) -> tuple[EventSchemas | None, list[str]]:
+    try:
+        return EventSchemas.load(folder), []
+    except ConfigurationError as error:
+        return None, str(error).splitlines()

@@ -1,0 +1,233 @@
+"""The commands `dead` and `rejected`: list, show, redrive, purge.
+
+Both work on a queue of parked messages and differ in what a message tells and where it goes back to.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+import orjson
+
+from service.broker.connection import Address
+from service.broker.parked import Parked, ParkedQueue, Place, connected
+from service.broker.topology import Names
+from service.core.units import parse_duration
+from service.redrive import (
+    UNREADABLE,
+    Tell,
+    Wanted,
+    redrive_dead_letter,
+    redrive_rejected,
+    tell_dead_letter,
+    tell_rejected,
+)
+from service.settings import Settings
+
+Command = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What `dead` and `rejected` differ in."""
+
+    name: str
+    what: str
+    columns: tuple[str, ...]
+    tell: Tell
+    queue: Callable[[Names], str]
+    route: Callable[[Names], Callable[[Parked], Place]]
+
+
+DEAD = Kind(
+    "dead",
+    "dead letters",
+    (
+        "dead_lettered_at",
+        "subscription_id",
+        "event_type",
+        "event_id",
+        "reason",
+        "attempts",
+        "last_error",
+    ),
+    tell_dead_letter,
+    lambda names: names.dead,
+    lambda names: redrive_dead_letter(names, time.time()),
+)
+REJECTED = Kind(
+    "rejected",
+    "rejected events",
+    ("rejected_at", "reason", "routing_key", "event_id", "bytes", "detail"),
+    tell_rejected,
+    lambda names: names.rejected,
+    redrive_rejected,
+)
+
+
+class Moment(click.ParamType[float]):
+    """RFC 3339 text, or a duration that means so long ago; gives Unix seconds."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return Unix seconds."""
+        if isinstance(value, float):
+            return value
+        try:
+            return time.time() - parse_duration(value)
+        except ValueError:
+            pass
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(
+                f"{value!r} is no time: write 2026-01-31T12:00:00Z, or 2h for two hours ago",
+                param,
+                ctx,
+            )
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _selecting(kind: Kind) -> Callable[[Command], Command]:
+    """Add the filters."""
+    options = [
+        click.option("--type", "event_type", help="Event type or pattern, such as payment.#"),
+        click.option("--reason", help="Why it was parked."),
+        click.option(
+            "--since", type=Moment(), help="Parked at or after: a time, or 2h for 2 h ago."
+        ),
+        click.option("--until", type=Moment(), help="Parked before."),
+        click.option("--limit", type=click.IntRange(min=1), help="No more than so many."),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object a line."),
+        click.argument("event_id", required=False),
+    ]
+    if kind is DEAD:
+        options.insert(0, click.option("--subscription", help="Only of this subscription."))
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _group(kind: Kind) -> click.Group:
+    """Return the group of commands for one kind of parked message."""
+    group = click.Group(kind.name, help=f"Look into {kind.what}, and put them back to work.")
+
+    @group.command("list", help=f"List {kind.what}, oldest first; the queue stays as it is.")
+    @_selecting(kind)
+    def list_(limit: int | None, *, as_json: bool, **wanted: Any) -> None:
+        _run(_print(kind, Wanted(**wanted), limit, as_json=as_json, everything=False))
+
+    @group.command(
+        "show", help=f"Show {kind.what} with everything known; the queue stays as it is."
+    )
+    @_selecting(kind)
+    def show(limit: int | None, *, as_json: bool, **wanted: Any) -> None:
+        _run(_print(kind, Wanted(**wanted), limit, as_json=as_json, everything=True))
+
+    @group.command("redrive", help=f"Put {kind.what} back to work.")
+    @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+    @_selecting(kind)
+    def redrive(limit: int | None, *, as_json: bool, dry_run: bool, **wanted: Any) -> None:
+        work = _work(kind, Wanted(**wanted), limit, "redriven", as_json=as_json, dry_run=dry_run)
+        _run(work)
+
+    @group.command("purge", help=f"Throw {kind.what} away, for ever.")
+    @click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+    @_selecting(kind)
+    def purge(limit: int | None, *, as_json: bool, dry_run: bool, **wanted: Any) -> None:
+        work = _work(kind, Wanted(**wanted), limit, "purged", as_json=as_json, dry_run=dry_run)
+        _run(work)
+
+    return group
+
+
+def _run(work: Any) -> None:
+    asyncio.run(work)
+
+
+async def _print(
+    kind: Kind, wanted: Wanted, limit: int | None, *, as_json: bool, everything: bool
+) -> None:
+    settings = Settings.load(os.environ)
+    shown = 0
+    async with connected(Address(settings.amqp_urls, settings.amqp_ca_file)) as connection:
+        queue = ParkedQueue(connection, kind.queue(Names(settings.prefix)))
+        async for parked in queue.look():
+            told, at = kind.tell(parked, everything)
+            if not wanted.fits(told, at):
+                continue
+            _echo(kind, told, first=shown == 0, as_json=as_json, everything=everything)
+            shown += 1
+            if shown == limit:
+                break
+    if not as_json:
+        click.echo(f"{shown} {kind.what}", err=True)
+
+
+def _echo(
+    kind: Kind, told: dict[str, Any], *, first: bool, as_json: bool, everything: bool
+) -> None:
+    if as_json:
+        click.echo(orjson.dumps(told))
+    elif everything:
+        click.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2))
+    else:
+        if first:
+            click.echo("\t".join(kind.columns))
+        click.echo("\t".join(_cell(told.get(column)) for column in kind.columns))
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else str(value)
+
+
+async def _work(
+    kind: Kind, wanted: Wanted, limit: int | None, word: str, *, as_json: bool, dry_run: bool
+) -> None:
+    settings = Settings.load(os.environ)
+    names = Names(settings.prefix)
+    route = kind.route(names) if word == "redriven" else _nowhere
+
+    def chosen(parked: Parked) -> bool:
+        told, at = kind.tell(parked, False)
+        return wanted.fits(told, at) and not (word == "redriven" and told["reason"] == UNREADABLE)
+
+    async with connected(Address(settings.amqp_urls, settings.amqp_ca_file)) as connection:
+        queue = ParkedQueue(connection, kind.queue(names))
+        if dry_run:
+            count = await _count(queue, chosen, limit)
+        else:
+            count = await queue.work(chosen, route, limit)
+    if as_json:
+        click.echo(orjson.dumps({word: count, "dry_run": dry_run}))
+    else:
+        click.echo(f"{'would be ' if dry_run else ''}{word}: {count} {kind.what}")
+
+
+async def _count(queue: ParkedQueue, chosen: Callable[[Parked], bool], limit: int | None) -> int:
+    count = 0
+    async for parked in queue.look():
+        count += chosen(parked)
+        if count == limit:
+            break
+    return count
+
+
+def _nowhere(_: Parked) -> None:
+    return None
+
+
+dead = _group(DEAD)
+rejected = _group(REJECTED)

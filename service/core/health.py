@@ -1,0 +1,230 @@
+"""Passive health of a target, as one process sees it.
+
+Everything that affects whether a target may be tried lives here.  Learned from nginx (failures counted
+from real traffic, no probes of our own), Envoy (consecutive failures, ejection time that grows) and
+Finagle (one half-open probe at a time).  Time is an argument: `now` in monotonic seconds.
+
+    healthy --5 failures in a row--> ejected --time is up--> probing --success--> healthy, ramping up
+                                        ^                        |
+                                        +-------- failure -------+
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from urllib.parse import urlsplit, urlunsplit
+
+from service.core.delivery import Answered, DeferCause, Failed, Forbidden, Outcome
+from service.core.subscription import Target
+
+FAILURES_TO_EJECT = 5
+EJECTION_BASE = 30.0
+EJECTION_MAX = 300.0
+EJECTION_JITTER = 0.2
+RAMP = 30.0
+RAMP_START = 10
+FULL_WEIGHT = 100
+SLOW_AFTER = 1.0
+THROTTLE_MAX = 86400.0
+_LATENCY_SMOOTHING = 0.2
+
+
+class Change(StrEnum):
+    """What an outcome did to a target's health; the log event of the same name tells it."""
+
+    EJECTED = "target.ejected"
+    RECOVERED = "target.recovered"
+    THROTTLED = "target.throttled"
+    GONE = "target.gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """The target may not be tried before `until` (monotonic seconds; infinite when gone or drained)."""
+
+    cause: DeferCause
+    until: float
+
+
+def is_health_failure(outcome: Outcome) -> bool:
+    """Tell whether an outcome counts against the target: transport errors, 5xx and 429 do."""
+    match outcome:
+        case Answered(status=status):
+            return status >= 500 or status == 429
+        case Failed():
+            return True
+        case Forbidden():
+            return False
+
+
+def _shown(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return urlunsplit(
+        (parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", "")
+    ), parts.hostname or ""
+
+
+class TargetState:
+    """What a process knows of one target: rotation, health, load.
+
+    `current` is the running value of smooth weighted round-robin; `latency` a moving average of whole
+    attempts in seconds (None before the first); `label` is the URL as logs may show it, without
+    userinfo and query, and `host` its host.
+    """
+
+    __slots__ = (
+        "_next_start",
+        "_starts",
+        "current",
+        "ejected_until",
+        "ejections",
+        "failures",
+        "gone",
+        "host",
+        "label",
+        "latency",
+        "probe",
+        "ramp_from",
+        "target",
+        "throttled_until",
+    )
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.label, self.host = _shown(target.url)
+        self.current = 0
+        self.failures = 0
+        self.ejections = 0
+        self.ejected_until: float | None = None
+        self.probe: int | None = None
+        self.ramp_from: float | None = None
+        self.throttled_until = 0.0
+        self.gone = False
+        self.latency: float | None = None
+        self._starts: dict[int, float] = {}
+        self._next_start = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Return how many attempts are under way."""
+        return len(self._starts)
+
+    def busy_for(self, now: float) -> float:
+        """Return for how many seconds the oldest attempt under way has been unanswered."""
+        return now - next(iter(self._starts.values())) if self._starts else 0.0
+
+    @property
+    def health(self) -> str:
+        """Return one word for people: `healthy`, `ejected`, `probing` or `gone`."""
+        if self.gone:
+            return "gone"
+        if self.ejected_until is None:
+            return "healthy"
+        return "ejected" if self.probe is None else "probing"
+
+    def unavailable(self, now: float) -> Unavailable | None:
+        """Return why the target may not be tried now, or None if it may."""
+        if self.gone or self.target.weight == 0:
+            return Unavailable(DeferCause.PAUSED, float("inf"))
+        if self.ejected_until is not None:
+            if now < self.ejected_until:
+                return Unavailable(DeferCause.EJECTED, self.ejected_until)
+            if self.probe is not None:
+                return Unavailable(DeferCause.EJECTED, now + 1.0)
+        if now < self.throttled_until:
+            return Unavailable(DeferCause.THROTTLED, self.throttled_until)
+        if len(self._starts) >= self.target.max_in_flight:
+            return Unavailable(DeferCause.SATURATED, now)
+        return None
+
+    def effective_weight(self, now: float) -> int:
+        """Return the weight in hundredths: a recovered target ramps up from a tenth over 30 s."""
+        if self.ramp_from is None:
+            return self.target.weight * FULL_WEIGHT
+        share = int(FULL_WEIGHT * (now - self.ramp_from) / RAMP)
+        if share >= FULL_WEIGHT:
+            self.ramp_from = None
+        return self.target.weight * min(max(share, RAMP_START), FULL_WEIGHT)
+
+    def is_slow(self, now: float) -> bool:
+        """Tell whether the target answers slowly, or has left an attempt unanswered for long."""
+        if self.latency is not None and self.latency > SLOW_AFTER:
+            return True
+        return self.busy_for(now) > SLOW_AFTER
+
+    def capacity(self, now: float) -> float:
+        """Return the attempts a second that the target can take, judged by its recent latency."""
+        seconds = max(self.latency or 0.0, self.busy_for(now), 0.005)
+        return self.target.max_in_flight / seconds
+
+    def begin(self, now: float) -> int:
+        """Note that an attempt starts; give the number back to `end`."""
+        ticket = self._next_start
+        self._next_start += 1
+        self._starts[ticket] = now
+        if self.ejected_until is not None:
+            self.probe = ticket
+        return ticket
+
+    def abandon(self, ticket: int) -> None:
+        """Note that an attempt was cut off by ourselves: it tells nothing about the target."""
+        self._starts.pop(ticket, None)
+        self._was_probe(ticket)
+
+    def _was_probe(self, ticket: int) -> bool:
+        if self.probe != ticket:
+            return False
+        self.probe = None
+        return True
+
+    def end(self, ticket: int, outcome: Outcome, now: float, jitter: float) -> Change | None:
+        """Take in what an attempt observed; `jitter` lies in -1..1 and spreads ejection times."""
+        started = self._starts.pop(ticket)
+        was_probe = self._was_probe(ticket)
+        if isinstance(outcome, Forbidden):
+            return None
+        self._note_latency(now - started)
+        if isinstance(outcome, Answered) and outcome.status == 410:
+            self.gone = True
+            return Change.GONE
+        change = self._throttle(outcome, now)
+        if is_health_failure(outcome):
+            return self._count_failure(now, jitter, was_probe=was_probe) or change
+        return self._count_success(now) or change
+
+    def _note_latency(self, seconds: float) -> None:
+        if self.latency is None:
+            self.latency = seconds
+        else:
+            self.latency += _LATENCY_SMOOTHING * (seconds - self.latency)
+
+    def _throttle(self, outcome: Outcome, now: float) -> Change | None:
+        if (
+            not isinstance(outcome, Answered)
+            or 200 <= outcome.status < 300
+            or not outcome.retry_after
+        ):
+            return None
+        until = now + min(outcome.retry_after, THROTTLE_MAX)
+        was_throttled = now < self.throttled_until
+        self.throttled_until = max(self.throttled_until, until)
+        return None if was_throttled else Change.THROTTLED
+
+    def _count_failure(self, now: float, jitter: float, *, was_probe: bool) -> Change | None:
+        self.failures += 1
+        if self.ejected_until is not None and not was_probe:
+            return None  # it began before the ejection, which it must not lengthen
+        if self.ejected_until is None and self.failures < FAILURES_TO_EJECT:
+            return None
+        self.ejections += 1
+        length = min(EJECTION_BASE * self.ejections, EJECTION_MAX)
+        self.ejected_until = now + length * (1 + EJECTION_JITTER * jitter)
+        return Change.EJECTED
+
+    def _count_success(self, now: float) -> Change | None:
+        self.failures = 0
+        if self.ejected_until is None:
+            self.ejections = self.ejections if self.ramp_from is not None else 0
+            return None
+        self.ejected_until = None
+        self.ramp_from = now
+        return Change.RECOVERED

@@ -1,0 +1,78 @@
+"""When: the delay before a retry, and places in line for deliveries that are put off.
+
+All times are seconds; `jitter` lies in -1..1 and `now` is whatever clock the caller keeps.
+"""
+
+from service.core.subscription import RetryPolicy
+
+SLOT_MIN = 1.0
+SLOT_MAX = 600.0
+EJECTED_BASE = 5.0
+EJECTED_MAX = 1800.0
+RETRY_AFTER_MAX = 86400.0
+
+
+def retry_delay(policy: RetryPolicy, round_number: int, jitter: float) -> float | None:
+    """Return the seconds to wait after round `round_number` (from 1), None when the schedule is spent."""
+    if round_number > len(policy.schedule):
+        return None
+    return policy.schedule[round_number - 1] * (1 + policy.jitter * jitter)
+
+
+def ejected_delay(deferrals: int, until_probe: float, jitter: float) -> float:
+    """Return how long to put off a delivery whose targets are all out of the rotation.
+
+    Not before the next probe, and doubling from 5 s to 30 min with each deferral of the same delivery,
+    so that a backlog of an hours-long outage costs the broker little.  The jitter only adds, so that
+    the probe is never missed by a little.
+    """
+    doubled = min(EJECTED_BASE * 2.0 ** min(deferrals, 16), EJECTED_MAX)
+    return max(until_probe, doubled) * (1 + 0.1 * abs(jitter))
+
+
+class Line:
+    """Places in line for a target that cannot take more now: one slot per delivery, in the future.
+
+    A backlog so goes round the broker about once per delivery, instead of spinning.
+    """
+
+    __slots__ = ("_next",)
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def reserve(self, now: float, rate: float, not_before: float, draw: float) -> float:
+        """Return the seconds until the next free slot after `not_before` (same clock as `now`).
+
+        `rate` in deliveries a second; the slot lies 1 s to 10 min behind whichever is later.  A line
+        longer than that is spread over the second half of the 10 min by `draw` (0..1).
+        """
+        start = max(now, not_before)
+        horizon = start + SLOT_MAX
+        slot = max(start + SLOT_MIN, self._next)
+        if slot > horizon:
+            return start + SLOT_MAX * (0.5 + 0.5 * draw) - now
+        self._next = slot + 1.0 / rate
+        return slot - now
+
+
+class TokenBucket:
+    """A rate limit: `rate` attempts per second, bursts of up to one second's worth."""
+
+    __slots__ = ("_filled_at", "_tokens", "burst", "rate")
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self.burst = max(1.0, rate)
+        self._tokens = self.burst
+        self._filled_at: float | None = None
+
+    def take(self, now: float) -> bool:
+        """Take one token; False when none is left."""
+        if self._filled_at is not None:
+            self._tokens = min(self.burst, self._tokens + (now - self._filled_at) * self.rate)
+        self._filled_at = now
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True

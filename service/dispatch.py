@@ -1,0 +1,230 @@
+"""Stage: a message → its deliveries.  Decode, validate, match; then each delivery through its round.
+
+The law here: a message is acked only when everything it owes is durable.  What is not acked comes
+again; so a crash at any instant may double a delivery and never loses one.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from service.clock import Clock
+from service.core.decode import Decoded, Incoming, decode
+from service.core.delivery import Delivery
+from service.core.event import Event
+from service.core.subscription import Subscription
+from service.deliver import Budget, Deliverer, Prepared, Render
+from service.errors import EventRejected
+from service.log import Log
+
+SPLIT_ABOVE = 256
+"""An event that more subscriptions want than this is split into messages of as many each."""
+
+
+class Message(Protocol):
+    """A message on a lane."""
+
+    body: bytes
+    routing_key: str
+
+    @property
+    def headers(self) -> Mapping[str, Any]:
+        """Return the AMQP headers."""
+
+    @property
+    def incoming(self) -> Incoming:
+        """Return what an event is read from.  Raises EventRejected where it cannot be."""
+
+    @property
+    def lost(self) -> bool:
+        """Tell whether the message will come again."""
+
+    def ack(self) -> None:
+        """Settle."""
+
+
+class Snapshot(Protocol):
+    """The subscriptions in force."""
+
+    def match(self, event: Event, data: object) -> Sequence[Subscription]:
+        """Return the subscriptions that want an event."""
+
+    def get(self, subscription_id: str) -> Subscription | None:
+        """Return a subscription by its id."""
+
+
+class Schemas(Protocol):
+    """What event data must look like."""
+
+    def check(self, event_type: str, data: object) -> None:
+        """Raise EventRejected where the data breaks its type's schema."""
+
+
+class Outbox(Protocol):
+    """Where messages go that are not delivered from here; True once the broker has confirmed."""
+
+    async def reject(self, message: Any, rejection: EventRejected, event_id: str | None) -> bool:
+        """Park a message that cannot be read."""
+
+    async def split(self, delivery: Delivery, subscription_ids: Sequence[str]) -> bool:
+        """Hand an event on for some of its subscriptions."""
+
+    def read(self, message: Any) -> list[Delivery]:
+        """Return the deliveries of a message from the backlog lane.  Raises EventRejected."""
+
+
+class Meter(Protocol):
+    """Counts what happens."""
+
+    def received(self, lane: str) -> None: ...  # noqa: D102
+
+    def rejected(self, reason: str) -> None: ...  # noqa: D102
+
+    def unmatched(self) -> None: ...  # noqa: D102
+
+
+class Dispatcher:
+    """Handles the messages of both lanes."""
+
+    def __init__(
+        self,
+        deliverer: Deliverer,
+        outbox: Outbox,
+        snapshot: Callable[[], Snapshot],
+        schemas: Schemas,
+        render: Render,
+        clock: Clock,
+        log: Log,
+        meter: Meter,
+        *,
+        intake: Budget,
+        backlog: Budget,
+        max_event_bytes: int,
+    ) -> None:
+        self._deliverer = deliverer
+        self._outbox = outbox
+        self._snapshot = snapshot
+        self._schemas = schemas
+        self._render = render
+        self._clock = clock
+        self._log = log
+        self._meter = meter
+        self._intake = intake
+        self._backlog = backlog
+        self._max_event_bytes = max_event_bytes
+
+    async def on_event(self, message: Message) -> None:
+        """Handle a message of the intake lane: an event, or something that is none."""
+        self._meter.received("intake")
+        decoded = None
+        try:
+            decoded = self._decode(message)
+            self._schemas.check(decoded.event.type, decoded.data)
+        except EventRejected as rejection:
+            await self._reject(message, rejection, decoded)
+            return
+        event = decoded.event
+        wanting = self._snapshot().match(event, decoded.data)
+        if not wanting:
+            self._note_unmatched(event)
+            message.ack()
+        elif len(wanting) > SPLIT_ABOVE:
+            await self._split(message, event, wanting)
+        else:
+            await self._run(message, self._first_rounds(event, wanting), self._intake)
+
+    async def on_delivery(self, message: Message) -> None:
+        """Handle a message of the backlog lane: one delivery, or one event for several subscriptions."""
+        self._meter.received("backlog")
+        try:
+            deliveries = self._outbox.read(message)
+        except EventRejected as rejection:
+            await self._reject(message, rejection, None)
+            return
+        snapshot = self._snapshot()
+        work = [(delivery, snapshot.get(delivery.subscription_id)) for delivery in deliveries]
+        await self._run(message, work, self._backlog)
+
+    def _decode(self, message: Message) -> Decoded:
+        return decode(
+            message.incoming,
+            max_bytes=self._max_event_bytes,
+            now=self._clock.now(),
+            make_id=_make_id,
+        )
+
+    def _first_rounds(
+        self, event: Event, wanting: Sequence[Subscription]
+    ) -> list[tuple[Delivery, Subscription | None]]:
+        now = self._clock.now()
+        return [
+            (Delivery(event=event, subscription_id=subscription.id, created_at=now), subscription)
+            for subscription in wanting
+        ]
+
+    async def _run(
+        self,
+        message: Message,
+        work: Sequence[tuple[Delivery, Subscription | None]],
+        budget: Budget,
+    ) -> None:
+        prepared = Prepared(work[0][0].event, self._render)
+        carry = self._deliverer.carry
+        if len(work) == 1:
+            delivery, subscription = work[0]
+            durable = await carry(delivery, subscription, prepared, budget, message)
+        else:
+            durable = all(
+                await asyncio.gather(
+                    *(
+                        carry(delivery, subscription, prepared, budget, message)
+                        for delivery, subscription in work
+                    )
+                )
+            )
+        if durable:
+            message.ack()
+
+    async def _split(self, message: Message, event: Event, wanting: Sequence[Subscription]) -> None:
+        delivery = Delivery(event=event, subscription_id="", created_at=self._clock.now())
+        ids = [subscription.id for subscription in wanting]
+        chunks = [ids[start : start + SPLIT_ABOVE] for start in range(0, len(ids), SPLIT_ABOVE)]
+        confirmed = await asyncio.gather(*(self._outbox.split(delivery, chunk) for chunk in chunks))
+        if all(confirmed):
+            message.ack()
+
+    async def _reject(
+        self, message: Message, rejection: EventRejected, decoded: Decoded | None
+    ) -> None:
+        event_id = decoded.event.id if decoded else _given_id(message)
+        if not await self._outbox.reject(message, rejection, event_id):
+            return
+        message.ack()
+        self._meter.rejected(rejection.reason)
+        self._log.error(
+            "event.rejected",
+            reason=rejection.reason,
+            detail=rejection.detail,
+            routing_key=message.routing_key,
+            event_id=event_id,
+            event_type=decoded.event.type if decoded else None,
+        )
+
+    def _note_unmatched(self, event: Event) -> None:
+        self._meter.unmatched()
+        self._log.debug("event.unmatched", event_id=event.id, event_type=event.type)
+
+
+def _make_id() -> str:
+    return f"made-{uuid.uuid4().hex}"
+
+
+def _given_id(message: Message) -> str | None:
+    """Return the id that an unreadable event seems to have, for people to find it by."""
+    try:
+        incoming = message.incoming
+    except EventRejected:
+        return None
+    told = incoming.headers.get("ce-id", incoming.message_id)
+    return told[:256] if isinstance(told, str) else None

@@ -1,0 +1,92 @@
+"""What this process knows of each subscription while it runs: rotation, health, limits, line.
+
+Kept by subscription id, made when a subscription is first needed, and carried over a reload for every
+target whose URL stayed: a new weight does not forget that a target is down.
+"""
+
+from collections.abc import Callable
+
+from service.core.delivery import DeferCause
+from service.core.health import TargetState, Unavailable
+from service.core.schedule import Line, TokenBucket
+from service.core.subscription import Subscription
+
+
+class SubscriptionState:
+    """One subscription's targets, rate limit and line; all times in monotonic seconds."""
+
+    __slots__ = ("bucket", "line", "subscription", "targets")
+
+    def __init__(self, subscription: Subscription, replicas: int) -> None:
+        self.subscription = subscription
+        self.targets = [TargetState(target) for target in subscription.targets]
+        self.line = Line()
+        rate = subscription.rate_limit
+        self.bucket = TokenBucket(rate / replicas) if rate else None
+
+    def candidates(self, tried: list[TargetState], now: float) -> list[TargetState]:
+        """Return the targets that may be tried now and were not tried in this round."""
+        return [
+            state for state in self.targets if state not in tried and state.unavailable(now) is None
+        ]
+
+    def obstacle(self, now: float) -> Unavailable:
+        """Return what stands in the way when no target can be tried, the soonest to pass."""
+        found = [state.unavailable(now) for state in self.targets if state.target.weight > 0]
+        there = [reason for reason in found if reason is not None]
+        return min(
+            there,
+            key=lambda reason: reason.until,
+            default=Unavailable(DeferCause.PAUSED, float("inf")),
+        )
+
+    @property
+    def all_gone(self) -> bool:
+        """Tell whether every target that is not drained has answered 410."""
+        usable = [state for state in self.targets if state.target.weight > 0]
+        return bool(usable) and all(state.gone for state in usable)
+
+    def capacity(self, now: float) -> float:
+        """Return the deliveries a second that the subscription can take, limited or measured."""
+        measured = sum(s.capacity(now) for s in self.targets if s.target.weight > 0 and not s.gone)
+        limit = self.bucket.rate if self.bucket is not None else measured
+        return max(min(measured, limit), 0.01)
+
+
+class States:
+    """The states of all subscriptions; `replicas` divides rate limits."""
+
+    def __init__(self, replicas: int) -> None:
+        self._replicas = replicas
+        self._states: dict[str, SubscriptionState] = {}
+
+    def of(self, subscription: Subscription) -> SubscriptionState:
+        """Return the state of a subscription, made or brought up to date where needed."""
+        state = self._states.get(subscription.id)
+        if state is not None and state.subscription is subscription:
+            return state
+        fresh = SubscriptionState(subscription, self._replicas)
+        if state is not None:
+            _carry_over(state, fresh)
+        self._states[subscription.id] = fresh
+        return fresh
+
+    def keep(self, wanted: Callable[[str], Subscription | None]) -> None:
+        """Forget the subscriptions that are no more."""
+        self._states = {name: state for name, state in self._states.items() if wanted(name)}
+
+    def known(self) -> list[SubscriptionState]:
+        """Return every state there is."""
+        return list(self._states.values())
+
+
+def _carry_over(old: SubscriptionState, fresh: SubscriptionState) -> None:
+    by_url = {state.target.url: state for state in old.targets}
+    for place, state in enumerate(fresh.targets):
+        known = by_url.get(state.target.url)
+        if known is not None:
+            known.target, known.gone = state.target, known.gone and known.target == state.target
+            fresh.targets[place] = known
+    if old.subscription.rate_limit == fresh.subscription.rate_limit:
+        fresh.bucket = old.bucket
+    fresh.line = old.line

@@ -1,0 +1,203 @@
+"""From what a file says to subscriptions: defaults filled in, secrets read, rules between fields held.
+
+A subscription overrides `defaults` key by key, inside `signing`, `headers`, `retry` and `tls` too; lists
+are replaced.  One exception: who writes another signing scheme than `defaults` does not inherit its
+secrets, since key material belongs to a scheme.
+"""
+
+import sys
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from service.core.subscription import RetryPolicy, Scheme, Signing, Subscription, Target, TlsFiles
+from service.subscriptions.files import Files
+from service.subscriptions.keys import Keyring
+from service.subscriptions.model import PolicyModel, SecretModel, SubscriptionModel
+from service.subscriptions.problems import Path, Report
+from service.subscriptions.tls import tls_problems
+
+_PLAIN = frozenset({
+    "description", "enabled", "tenant", "filter", "balance", "format",
+    "timeout", "connect_timeout", "rate_limit",
+})  # fmt: skip
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_NO_TLS = TlsFiles()
+_H = TypeVar("_H", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A map of the file that sets values, and where it stands."""
+
+    model: PolicyModel
+    where: Path
+
+    def nested(self, name: str) -> "Mapping[str, Placed]":
+        """Return what the map `name` in this map sets."""
+        if name not in self.model.model_fields_set:
+            return {}
+        inner: BaseModel = getattr(self.model, name)
+        where = (*self.where, name)
+        return {key: Placed(getattr(inner, key), (*where, key)) for key in inner.model_fields_set}
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A value, and where it was set."""
+
+    value: Any
+    where: Path
+
+
+class Parts:
+    """What the subscriptions of one load have in common.
+
+    Of equal parts (policies, headers, keys) the first is kept and shared, so that a hundred thousand
+    subscriptions fit into memory; each secret and certificate is read once.
+    """
+
+    def __init__(self, files: Files, environ: Mapping[str, str], *, allow_http: bool) -> None:
+        self.keyring = Keyring(files, environ)
+        self.allow_http = allow_http
+        self._files = files
+        self._kept: dict[Hashable, Any] = {}
+        self._tls_problems: dict[TlsFiles, Mapping[str, str]] = {}
+
+    def shared(self, value: _H) -> _H:
+        """Return the first value that was equal to this one."""
+        kept: _H = self._kept.setdefault(value, value)
+        return kept
+
+    def shared_headers(self, headers: dict[str, str]) -> Mapping[str, str]:
+        """Return the first headers that were equal to these, read-only."""
+        if not headers:
+            return _NO_HEADERS
+        key = ("headers", *headers.items())
+        kept: Mapping[str, str] = self._kept.setdefault(key, MappingProxyType(headers))
+        return kept
+
+    def tls_problems(self, tls: TlsFiles) -> Mapping[str, str]:
+        """Return what is wrong with PEM files, by field."""
+        if tls not in self._tls_problems:
+            self._tls_problems[tls] = tls_problems(tls, self._files)
+        return self._tls_problems[tls]
+
+
+class Builder:
+    """Builds the subscriptions of one document; what is wrong goes into its report."""
+
+    def __init__(
+        self, parts: Parts, defaults: PolicyModel, folder: FilePath, report: Report
+    ) -> None:
+        """Take the document's defaults, and the folder that relative paths start from."""
+        self._parts = parts
+        self._defaults = Layer(defaults, ("defaults",))
+        self._folder = folder
+        self._report = report
+
+    def build(self, entry: SubscriptionModel, where: Path) -> Subscription:
+        """Return the subscription of an entry; not to be used where it added to the report."""
+        own = Layer(entry, where)
+        plain = {
+            name: getattr(layer.model, name)
+            for layer in (self._defaults, own)
+            for name in layer.model.model_fields_set & _PLAIN
+        }
+        return Subscription(
+            id=sys.intern(entry.id),
+            event_types=self._event_types(own),
+            targets=self._targets(entry, where),
+            signing=self._signing(own),
+            headers=self._headers(entry),
+            retry=self._retry(own),
+            tls=self._tls(own),
+            **{name: _interned(value) for name, value in plain.items()},
+        )
+
+    def _nested(self, name: str, own: Layer) -> dict[str, Placed]:
+        return {**self._defaults.nested(name), **own.nested(name)}
+
+    def _event_types(self, own: Layer) -> tuple[str, ...]:
+        patterns = own.model.event_types or self._defaults.model.event_types
+        if not patterns:
+            self._report.add((*own.where, "event_types"), "is required, here or in defaults")
+        return self._parts.shared(tuple(map(sys.intern, patterns)))
+
+    def _targets(self, entry: SubscriptionModel, where: Path) -> tuple[Target, ...]:
+        seen: set[str] = set()
+        for index, target in enumerate(entry.targets):
+            place = (*where, "targets", index, "url")
+            if target.url in seen:
+                self._report.add(place, "stands twice in this subscription; use weight")
+            if target.url.startswith("http:") and not self._parts.allow_http:
+                self._report.add(place, "must be https; DISPATCHER_ALLOW_HTTP=true allows http")
+            seen.add(target.url)
+        if not any(target.weight for target in entry.targets if not target.backup):
+            self._report.warn(
+                (*where, "targets"), "have no weight above 0 outside of backups: all are drained"
+            )
+        return tuple(
+            Target(target.url, target.weight, target.max_in_flight, target.backup)
+            for target in entry.targets
+        )
+
+    def _signing(self, own: Layer) -> Signing:
+        place = (*own.where, "signing")
+        base, given = self._defaults.nested("signing"), self._nested("signing", own)
+        scheme, base_scheme = _scheme(given), _scheme(base)
+        secrets = given.get("secrets", Placed([], place))
+        if scheme is not base_scheme and secrets is base.get("secrets"):
+            secrets = Placed([], place)
+        if scheme is Scheme.NONE:
+            if secrets.value:
+                self._report.add(secrets.where, "must be empty with the scheme none")
+            return self._parts.shared(Signing(scheme))
+        if not secrets.value:
+            self._report.add(place, "needs secrets; the scheme none sends unsigned requests")
+        return self._parts.shared(Signing(scheme, self._keys(secrets, scheme)))
+
+    def _keys(self, secrets: Placed, scheme: Scheme) -> tuple[bytes, ...]:
+        keys = []
+        secret: SecretModel
+        for index, secret in enumerate(secrets.value):
+            try:
+                keys.append(self._parts.keyring.key(secret, scheme, self._folder))
+            except ValueError as error:
+                source = "file" if secret.env is None else "env"
+                self._report.add((*secrets.where, index, source), str(error))
+        return tuple(keys)
+
+    def _headers(self, entry: SubscriptionModel) -> Mapping[str, str]:
+        named: dict[str, tuple[str, str | None]] = {}
+        for headers in (self._defaults.model.headers, entry.headers):
+            named |= {name.lower(): (name, value) for name, value in headers.items()}
+        return self._parts.shared_headers(
+            {name: value for name, value in named.values() if value is not None}
+        )
+
+    def _retry(self, own: Layer) -> RetryPolicy:
+        given = self._nested("retry", own)
+        return self._parts.shared(RetryPolicy(**{name: item.value for name, item in given.items()}))
+
+    def _tls(self, own: Layer) -> TlsFiles:
+        given = {name: item for name, item in self._nested("tls", own).items() if item.value}
+        if not given:
+            return _NO_TLS
+        tls = TlsFiles(**{name: str(self._folder / item.value) for name, item in given.items()})
+        for name, message in self._parts.tls_problems(tls).items():
+            self._report.add(given[name].where, message)
+        return self._parts.shared(tls)
+
+
+def _interned(value: Any) -> Any:
+    return sys.intern(value) if type(value) is str else value
+
+
+def _scheme(given: Mapping[str, Placed]) -> Scheme:
+    scheme: Scheme = given["scheme"].value if "scheme" in given else Scheme.STANDARD
+    return scheme

@@ -1,0 +1,61 @@
+"""Files as they were when they were read, so that a later change can be noticed.
+
+A look at a file follows symlinks: Kubernetes swaps a folder's `..data` link, and every file behind it
+changes its inode.  A folder's look changes with its entries.
+"""
+
+import errno
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+Look = tuple[int, int, int, int, int]
+"""Device, inode, size, and the times of modification and of change in nanoseconds."""
+
+
+def look(path: Path) -> Look | None:
+    """Return how a file or folder looks now; None where it cannot be seen."""
+    try:
+        return _look(os.stat(path))  # noqa: PTH116 - a hundred thousand of these: no object each
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        return None
+
+
+def changed(looks: Mapping[Path, Look | None]) -> tuple[Path, ...]:
+    """Return the paths that look otherwise now."""
+    return tuple(path for path, then in looks.items() if look(path) != then)
+
+
+class Files:
+    """Reads files and remembers the look that each had just before it was read."""
+
+    def __init__(self) -> None:
+        self.looks: dict[Path, Look | None] = {}
+
+    def note(self, path: Path) -> None:
+        """Remember a file that another reads."""
+        self.looks[path] = look(path)
+
+    def read(self, path: Path, limit: int) -> bytes:
+        """Return the bytes of a file; raises `OSError`, also where there are more than `limit`."""
+        self.looks[path] = None
+        try:
+            with path.open("rb") as file:
+                self.looks[path] = _look(os.fstat(file.fileno()))
+                content = file.read(limit + 1)
+        except ValueError:
+            raise OSError(errno.EINVAL, "Not a file name") from None
+        if len(content) > limit:
+            raise OSError(errno.EFBIG, f"File has more than {limit} bytes")
+        return content
+
+    def names(self, folder: Path) -> list[str]:
+        """Return the names in a folder, sorted; raises `OSError`."""
+        self.note(folder)
+        return sorted(os.listdir(folder))  # noqa: PTH208 - names are wanted
+
+
+def _look(status: os.stat_result) -> Look:
+    return (
+        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    )  # fmt: skip

@@ -1,0 +1,214 @@
+"""Loading: from a file, or a folder of files, to a snapshot, or to everything that is wrong."""
+
+import gc
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+
+from pydantic import ValidationError
+
+from service.clock import Clock, SystemClock
+from service.core.subscription import Subscription
+from service.subscriptions import wording
+from service.subscriptions.build import Builder, Parts
+from service.subscriptions.documents import SUFFIXES, Document, parse
+from service.subscriptions.files import Files, Look
+from service.subscriptions.malformed import Malformed
+from service.subscriptions.model import FileModel, PolicyModel, SubscriptionModel
+from service.subscriptions.problems import Path, Problem, Report, SubscriptionsError, field_name
+from service.subscriptions.snapshot import FilterReport, Snapshot
+
+_MAX_BYTES = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What came of reading the files, and how each file looked that this depends on."""
+
+    result: Snapshot | SubscriptionsError
+    looks: Mapping[FilePath, Look | None]
+
+
+def load(
+    source: FilePath,
+    *,
+    allow_http: bool,
+    environ: Mapping[str, str],
+    on_undecided: FilterReport | None = None,
+    clock: Clock | None = None,
+) -> Snapshot:
+    """Return the snapshot of a file or folder; raises `SubscriptionsError` with all problems."""
+    reading = read(
+        source, allow_http=allow_http, environ=environ, on_undecided=on_undecided, clock=clock
+    )
+    if isinstance(reading.result, SubscriptionsError):
+        raise reading.result
+    return reading.result
+
+
+def read(
+    source: FilePath,
+    *,
+    allow_http: bool,
+    environ: Mapping[str, str],
+    on_undecided: FilterReport | None = None,
+    clock: Clock | None = None,
+) -> Reading:
+    """Read a file or folder; never raises for what stands in it."""
+    files = Files()
+    loading = _Loading(files, Parts(files, environ, allow_http=allow_http))
+    with _garbage_collector_paused():
+        loading.take_all(source)
+        if loading.problems:
+            return Reading(SubscriptionsError(tuple(loading.problems)), files.looks)
+        snapshot = Snapshot(
+            loading.subscriptions,
+            version=loading.digest.hexdigest()[:12],
+            loaded_at=(clock or SystemClock()).now(),
+            warnings=tuple(loading.warnings),
+            on_undecided=on_undecided,
+        )
+        return Reading(snapshot, files.looks)
+
+
+@contextmanager
+def _garbage_collector_paused() -> Iterator[None]:
+    """Spare the collector millions of objects that are all alive and in no cycle.
+
+    It would walk them again and again, at half the cost of a large load.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class _Loading:
+    """One load under way: what was found so far, over all files."""
+
+    def __init__(self, files: Files, parts: Parts) -> None:
+        self.subscriptions: list[Subscription] = []
+        self.problems: list[Problem] = []
+        self.warnings: list[Problem] = []
+        self.digest = hashlib.sha256()
+        self._files = files
+        self._parts = parts
+        self._ids: dict[str, tuple[str, int]] = {}
+
+    def take_all(self, source: FilePath) -> None:
+        """Read the file, or every file of the folder in the order of their names."""
+        try:
+            paths = self._paths(source)
+        except OSError as error:
+            self._refuse(source, f"cannot be read: {error.strerror}")
+            return
+        if not paths:
+            self._refuse(source, f"holds no file that ends in {', '.join(SUFFIXES)}")
+        for path in paths:
+            self._take(path)
+
+    def _paths(self, source: FilePath) -> list[FilePath]:
+        """Return the files; hidden ones are left out, such as the `..data` of a ConfigMap."""
+        if not source.is_dir():
+            return [source]
+        return [
+            source / name
+            for name in self._files.names(source)
+            if name.endswith(SUFFIXES) and not name.startswith(".")
+        ]
+
+    def _refuse(self, path: FilePath, message: str) -> None:
+        self.problems.append(Problem(str(path), None, "", message))
+
+    def _take(self, path: FilePath) -> None:
+        try:
+            document = parse(str(path), self._content(path))
+        except OSError as error:
+            self._refuse(path, f"cannot be read: {error.strerror}")
+        except Malformed as error:
+            where = field_name(error.path)
+            self.problems.append(Problem(str(path), error.line, where, error.message))
+        else:
+            report = Report()
+            self._take_document(document, path.parent, report)
+            self._locate(document, report)
+
+    def _content(self, path: FilePath) -> bytes:
+        content = self._files.read(path, _MAX_BYTES)
+        self.digest.update(content)
+        return content
+
+    def _take_document(self, document: Document, folder: FilePath, report: Report) -> None:
+        defaults, entries = _outer(document.value, report)
+        if defaults is None:
+            return
+        builder = Builder(self._parts, defaults, folder, report)
+        for index, entry in enumerate(entries):
+            if report.full:
+                return
+            entries[index] = None  # its memory is needed for the next
+            self._take_entry(entry, (document.name, index), builder, report)
+
+    def _take_entry(
+        self, entry: object, place: tuple[str, int], builder: Builder, report: Report
+    ) -> None:
+        where: Path = ("subscriptions", place[1])
+        try:
+            model = SubscriptionModel.model_validate(entry)
+        except ValidationError as error:
+            _report(error, SubscriptionModel, where, report)
+            return
+        first = self._ids.setdefault(model.id, place)
+        if first is not place:
+            report.add(
+                (*where, "id"), f"is already used by subscriptions[{first[1]}] in {first[0]}"
+            )
+        self.subscriptions.append(builder.build(model, where))
+
+    def _locate(self, document: Document, report: Report) -> None:
+        """Turn places into lines; reads the document again, but only if there is something to say."""
+        found = report.problems + report.warnings
+        if not found:
+            return
+        lines = document.lines(path for path, _ in found)
+        self.problems += _problems(document.name, report.problems, lines)
+        self.warnings += _problems(document.name, report.warnings, lines)
+        if report.full:
+            self._refuse(FilePath(document.name), "may have more problems; these come first")
+
+
+def _outer(value: object, report: Report) -> tuple[PolicyModel | None, list[object]]:
+    """Check everything of a document but its entries; return the defaults and the entries."""
+    if not isinstance(value, dict):
+        report.add((), "must be a map with the key subscriptions")
+        return None, []
+    entries = value.get("subscriptions")
+    outer = {**value, "subscriptions": []} if isinstance(entries, list) else value
+    try:
+        return FileModel.model_validate(outer).defaults, entries or []
+    except ValidationError as error:
+        _report(error, FileModel, (), report)
+        return None, []
+
+
+def _report(
+    error: ValidationError,
+    model: type[FileModel] | type[SubscriptionModel],
+    where: Path,
+    report: Report,
+) -> None:
+    for path, message in wording.problems(error, model):
+        report.add((*where, *path), message)
+
+
+def _problems(
+    name: str, found: list[tuple[Path, str]], lines: Mapping[Path, int]
+) -> Iterator[Problem]:
+    """Yield them in the order of their lines."""
+    for path, message in sorted(found, key=lambda place: lines[place[0]]):
+        yield Problem(name, lines[path], field_name(path), message)

@@ -1,0 +1,91 @@
+"""Texts of the file turned into values: durations, rates, URLs, headers.
+
+Each function raises `ValueError` with what must be, and never quotes what was written: a URL or a
+header may hold a credential.
+"""
+
+import re
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)")
+_RATE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)/(s|m|h)")
+_URL = re.compile(
+    r"https?://(?:[^ /?#@\\]*@)?(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+    r"(?:[/?][^ #\\]*)?"
+)
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+
+DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
+RATE_PATTERN = r"^[0-9]+(\.[0-9]+)?/(s|m|h)$"
+
+_OWN_HEADERS = frozenset({
+    "webhook-id", "webhook-timestamp", "webhook-signature", "x-hub-signature-256",
+    "content-type", "content-length", "content-encoding", "accept-encoding", "host",
+    "connection", "keep-alive", "proxy-connection", "proxy-authorization", "te", "trailer",
+    "transfer-encoding", "upgrade", "expect", "traceparent", "tracestate",
+})  # fmt: skip
+
+
+def duration(value: object, shortest: float, longest: float) -> float:
+    """Return the seconds that a text such as `250ms`, `5s`, `5m`, `2h` or `1d` means; 0 may be bare."""
+    if value == 0 and type(value) is int:
+        seconds = 0.0
+    else:
+        match = _DURATION.fullmatch(value) if isinstance(value, str) else None
+        if match is None:
+            raise ValueError("must be a duration with its unit, such as 250ms, 5s, 5m, 2h or 1d")
+        seconds = float(match[1]) * _UNITS[match[2]]
+    if not shortest <= seconds <= longest:
+        raise ValueError(f"must be from {duration_text(shortest)} to {duration_text(longest)}")
+    return seconds
+
+
+def duration_text(seconds: float) -> str:
+    """Write seconds with the largest unit that leaves no fraction: `36h`, `250ms`."""
+    for unit, size in reversed(_UNITS.items()):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds * 1000:g}ms" if seconds else "0s"
+
+
+def rate(value: object) -> float:
+    """Return attempts per second of a text such as `100/s`, `600/m` or `1000/h`."""
+    match = _RATE.fullmatch(value) if isinstance(value, str) else None
+    if match is None or float(match[1]) == 0:
+        raise ValueError("must be a rate above zero, such as 100/s, 600/m or 1000/h")
+    return float(match[1]) / _UNITS[match[2]]
+
+
+def url(value: str) -> str:
+    """Check a target's URL and return it unchanged; userinfo is allowed, for Basic authentication."""
+    match = _URL.fullmatch(value) if value.isascii() and value.isprintable() else None
+    if match is None or not 1 <= int(match["port"] or 1) <= 65535:
+        raise ValueError(_url_problem(value))
+    return value
+
+
+def _url_problem(value: str) -> str:
+    if not value.isascii() or not value.isprintable() or " " in value or "\\" in value:
+        return "must be a URL in ASCII without spaces, backslashes or control characters"
+    if not value.startswith(("https://", "http://")):
+        return "must be a URL that starts with https:// (or http://)"
+    if "#" in value:
+        return "must be a URL without a fragment (#): it would never be sent"
+    return "must be a URL with a valid host and port"
+
+
+def header_name(name: str) -> str:
+    """Check a header's name: a token (RFC 9110, 5.6.2) that the dispatcher does not set itself."""
+    if not _TOKEN.fullmatch(name):
+        raise ValueError("must be header names: letters, digits and hyphens")
+    if name.lower() in _OWN_HEADERS or name.lower().startswith("ce-"):
+        raise ValueError(f"must not set {name}: the dispatcher sets it")
+    return name
+
+
+def header_value(value: str) -> str:
+    """Check a header's value: printable ASCII without spaces at either end (RFC 9110, 5.5)."""
+    if not _HEADER_VALUE.fullmatch(value) or value != value.strip():
+        raise ValueError("must be printable ASCII without control characters or spaces at its ends")
+    return value

@@ -1,0 +1,121 @@
+"""Watching: changed files become the current snapshot, without a restart.
+
+Files are looked at, not subscribed to: that works on every file system, also where Kubernetes swaps
+symlinks.  The law here: a bad or half-written file never replaces a good snapshot.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from service.clock import Clock, SystemClock
+from service.subscriptions.files import Look, changed, look
+from service.subscriptions.load import Reading, read
+from service.subscriptions.problems import SubscriptionsError
+from service.subscriptions.snapshot import Changes, FilterReport, Snapshot, changes
+
+_LOOKING_SHARE = 0.05
+_MOST_WAITS = 20
+
+
+class SubscriptionWatcher:
+    """Holds the current snapshot and replaces it when files change.
+
+    `start` once, then `run` until cancelled.  Files are read in a thread; the callbacks run in the
+    event loop.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        *,
+        allow_http: bool,
+        environ: Mapping[str, str],
+        on_loaded: Callable[[Snapshot, Changes], None],
+        on_refused: Callable[[SubscriptionsError], None],
+        on_undecided: FilterReport | None = None,
+        interval: float = 1.0,
+        clock: Clock | None = None,
+    ) -> None:
+        """Look every `interval` seconds, and a quarter of it longer until a change has settled.
+
+        `on_refused` is called once for each change that is refused.
+        """
+        self._source = source
+        self._allow_http = allow_http
+        self._environ = environ
+        self._on_loaded = on_loaded
+        self._on_refused = on_refused
+        self._on_undecided = on_undecided
+        self._interval = interval
+        self._clock = clock or SystemClock()
+        self._current: Snapshot | None = None
+        self._looks: Mapping[Path, Look | None] = {}
+        self._looks_of_current: Mapping[Path, Look | None] = {}
+
+    @property
+    def current(self) -> Snapshot:
+        """The last good snapshot."""
+        if self._current is None:
+            raise RuntimeError("start() has not returned yet")
+        return self._current
+
+    async def start(self) -> Snapshot:
+        """Read for the first time; raises `SubscriptionsError`, since there is no good one yet."""
+        reading = await asyncio.to_thread(self._read)
+        if isinstance(reading.result, SubscriptionsError):
+            raise reading.result
+        await self._take(reading)
+        return self.current
+
+    async def run(self) -> None:
+        """Look for changes and take them up, for ever."""
+        pause = self._interval
+        while True:
+            await asyncio.sleep(pause)
+            started = self._clock.monotonic()
+            different = await asyncio.to_thread(changed, self._looks)
+            if different:
+                await self._reload()
+            else:  # very many secret files must not keep a core busy
+                looking = self._clock.monotonic() - started
+                pause = max(self._interval, looking / _LOOKING_SHARE)
+
+    async def _reload(self) -> None:
+        await self._settled()
+        reading = await asyncio.to_thread(self._read)
+        if await asyncio.to_thread(changed, reading.looks):
+            return  # written to while it was read: the next look finds the same change again
+        await self._take(reading)
+
+    async def _settled(self) -> None:
+        """Wait until two looks agree: who truncates a file is about to write it."""
+        for _ in range(_MOST_WAITS):
+            seen = await asyncio.to_thread(_look_at, tuple(self._looks))
+            await asyncio.sleep(self._interval / 4)
+            if not await asyncio.to_thread(changed, seen):
+                return
+
+    def _read(self) -> Reading:
+        return read(
+            self._source,
+            allow_http=self._allow_http,
+            environ=self._environ,
+            on_undecided=self._on_undecided,
+            clock=self._clock,
+        )
+
+    async def _take(self, reading: Reading) -> None:
+        self._looks = reading.looks
+        if isinstance(reading.result, SubscriptionsError):
+            self._on_refused(reading.result)
+            return
+        known, self._looks_of_current = self._looks_of_current, reading.looks
+        different = [path for path, now in reading.looks.items() if known.get(path) != now]
+        found = await asyncio.to_thread(changes, self._current, reading.result, different)
+        self._current = reading.result
+        self._on_loaded(reading.result, found)
+
+
+def _look_at(paths: tuple[Path, ...]) -> Mapping[Path, Look | None]:
+    return {path: look(path) for path in paths}

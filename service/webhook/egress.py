@@ -1,0 +1,258 @@
+"""The sockets of webhook requests: where they may go, and what they saw of an attempt.
+
+`EgressConnector` asks the egress rules about every address at every connect, whether it came from DNS
+or was written in the URL, so a name that resolves to somewhere else the next time gains nothing.
+`Observation` is the channel back: what happened on the wire, per attempt, without aiohttp's tracing,
+which costs a third of a request.
+"""
+
+import asyncio
+import errno
+import socket
+import ssl
+import threading
+import weakref
+from contextlib import suppress
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, cast
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ClientRequest
+from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.tracing import Trace
+
+from service.core.address import EgressRules
+
+_DNS_TTL = 10  # seconds for which an answer is used again
+_DNS_CACHED_NAMES = 10_000
+_DNS_LOOKUPS = 256  # at once, so that dead name servers of some do not hold up the names of all
+_KEEP_ALIVE = (
+    15.0  # seconds; less than the usual limits of servers, so that few connections go stale
+)
+_INTERIM_ANSWERS = 16  # 1xx answers to one request, before the target is held to be broken
+
+
+class Observation:
+    """What the sockets saw of one attempt; written by them, read by the sender."""
+
+    __slots__ = (
+        "answering", "connected", "forbidden", "garbled", "permitted", "protocol", "reused",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.forbidden: list[str] = []
+        """Why addresses were refused."""
+        self.permitted = False
+        """An address was allowed, and a connect begun."""
+        self.connected = False
+        """A connection was there, with TLS if that is spoken."""
+        self.reused = False
+        """It had carried another request before."""
+        self.answering = False
+        """At least one byte came back."""
+        self.garbled = False
+        """What came back is not HTTP, or not as HTTP should be."""
+        self.protocol: WatchedProtocol | None = None
+
+    def finish(self) -> None:
+        """Take leave of the connection: whatever it brings before its next request is not an answer."""
+        protocol, self.protocol = self.protocol, None
+        if protocol is not None and protocol.observation is self:
+            protocol.observation = None
+
+
+observation: ContextVar[Observation] = ContextVar("observation")
+"""The attempt that the current task (and the tasks it starts to connect) works for."""
+
+
+class WatchedProtocol(ResponseHandler):
+    """aiohttp's client protocol, which also tells what it saw and bounds what it takes."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.observation: Observation | None = None
+        self.requests = 0
+        self._interim = 0
+
+    def serve(self, attempt: Observation) -> None:
+        """Carry one more request."""
+        attempt.connected = True
+        attempt.reused = self.requests > 0
+        attempt.protocol = self
+        self.observation = attempt
+        self.requests += 1
+        self._interim = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the connection waits for its next request."""
+        return self.requests > 0 and self.observation is None
+
+    def data_received(self, data: bytes) -> None:
+        """Pass on an answer; close the connection when bytes come that nobody asked for.
+
+        Otherwise they would be taken for the answer to the next request.
+        """
+        if self.observation is not None:
+            self.observation.answering = True
+        elif self.requests:
+            self.close()
+            return
+        super().data_received(data)
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        """Count interim answers, an endless row of which would otherwise keep the whole process busy."""
+        if data[0].code < 200:
+            self._interim += 1
+            if self._interim > _INTERIM_ANSWERS:
+                self._give_up()
+                return
+        super().feed_data(data, size)
+
+    def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
+        """Take note of an answer that cannot be read."""
+        if isinstance(exc, HttpProcessingError) and self.observation is not None:
+            self.observation.garbled = True
+        super().set_exception(exc, *([] if exc_cause is None else [exc_cause]))
+
+    def _give_up(self) -> None:
+        if self.exception() is None:
+            message = f"more than {_INTERIM_ANSWERS} interim answers"
+            self.set_exception(HttpProcessingError(message=message))
+            if self.transport is not None:
+                self.transport.close()
+
+
+class EgressConnector(aiohttp.TCPConnector):
+    """A pool of connections that lead only where the rules allow.
+
+    There is no limit on connections: those that wait for one would count it against their target; the
+    bound is each target's `max_in_flight`.  With `rules` None the addresses are not judged: for use
+    behind a proxy, where the proxy's address is all that is seen, and is the operator's own choice.
+    """
+
+    def __init__(self, rules: EgressRules | None, tls: ssl.SSLContext) -> None:
+        super().__init__(
+            limit=0,
+            ssl=tls,
+            resolver=ThreadResolver(),
+            ttl_dns_cache=_DNS_TTL,
+            dns_cache_max_size=_DNS_CACHED_NAMES,
+            keepalive_timeout=_KEEP_ALIVE,
+            socket_factory=None if rules is None else partial(_permitted_socket, rules),
+        )
+        self._factory = partial(self._watched, self._loop)
+        self._protocols: weakref.WeakSet[WatchedProtocol] = weakref.WeakSet()
+
+    async def connect(
+        self,
+        req: ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - the name is aiohttp's
+    ) -> Connection:
+        """Return a connection from the pool or a new one, and tell the attempt which."""
+        connection = await super().connect(req, traces, timeout)
+        cast("WatchedProtocol", connection.protocol).serve(observation.get())
+        return connection
+
+    def close_idle(self) -> None:
+        """Drop the connections that wait, and those in use as soon as their answer is there."""
+        for protocol in tuple(self._protocols):
+            if protocol.is_idle:
+                protocol.close()
+            else:
+                protocol.force_close()
+
+    def _watched(self, loop: asyncio.AbstractEventLoop) -> ResponseHandler:
+        protocol = WatchedProtocol(loop)
+        self._protocols.add(protocol)
+        return protocol
+
+
+def _permitted_socket(rules: EgressRules, address: tuple[Any, ...]) -> socket.socket:
+    """Make a socket for an `addrinfo` tuple where the rules allow its address.
+
+    aiohttp understands only an `OSError` with a number here, and loses its text on the way.
+    """
+    family, kind, protocol, _, (ip, port, *_) = address
+    attempt = observation.get()
+    reason = rules.check(ip, port)
+    if reason is not None:
+        attempt.forbidden.append(reason)
+        raise OSError(errno.EACCES, reason)
+    attempt.permitted = True
+    return socket.socket(family, kind, protocol)
+
+
+class ThreadResolver(AbstractResolver):
+    """The system's resolver, each lookup in a thread of its own.
+
+    The shared pools (four threads in uvloop, a few in asyncio) would let some names whose servers do
+    not answer hold up all others.  The threads are daemons: a hanging lookup does not delay the exit.
+    """
+
+    def __init__(self) -> None:
+        self._lookups = asyncio.Semaphore(_DNS_LOOKUPS)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the addresses of `host`; raises `OSError` where there is none."""
+        async with self._lookups:
+            loop = asyncio.get_running_loop()
+            found: asyncio.Future[list[ResolveResult]] = loop.create_future()
+            threading.Thread(
+                target=_look_up, args=(loop, found, host, port, family), daemon=True
+            ).start()
+            return await found
+
+    async def close(self) -> None:
+        """Leave running lookups to end by themselves."""
+
+
+def _look_up(
+    loop: asyncio.AbstractEventLoop,
+    found: "asyncio.Future[list[ResolveResult]]",
+    host: str,
+    port: int,
+    family: socket.AddressFamily,
+) -> None:
+    try:
+        rows = socket.getaddrinfo(
+            host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
+        )
+        tell = partial(_settle, found, [_resolved(host, row) for row in rows], None)
+    except (OSError, UnicodeError) as error:
+        tell = partial(_settle, found, [], error)
+    with suppress(RuntimeError):  # the loop has ended meanwhile
+        loop.call_soon_threadsafe(tell)
+
+
+def _settle(
+    found: "asyncio.Future[list[ResolveResult]]",
+    addresses: list[ResolveResult],
+    error: Exception | None,
+) -> None:
+    if found.done():
+        return
+    if error is not None:
+        found.set_exception(error if isinstance(error, OSError) else OSError(str(error)))
+    else:
+        found.set_result(addresses)
+
+
+def _resolved(name: str, row: tuple[Any, ...]) -> ResolveResult:
+    family, _, protocol, _, address = row
+    scope = address[3] if family == socket.AF_INET6 else 0
+    return ResolveResult(
+        hostname=name,
+        host=f"{address[0]}%{scope}" if scope else address[0],
+        port=address[1],
+        family=family,
+        proto=protocol,
+        flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+    )

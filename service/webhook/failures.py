@@ -1,0 +1,125 @@
+"""What went wrong in an attempt, as an outcome: every exception gets a kind and one short line.
+
+The law: no text here comes from a URL, and what a target said is escaped and cut.
+"""
+
+import errno
+import os
+import socket
+import ssl
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+
+from service.core.delivery import Failed, FailureKind, Forbidden
+from service.webhook.egress import Observation
+from service.webhook.tls import TlsFilesError, describe
+
+_DETAIL_LIMIT = 200  # characters
+_CLOSED_EARLY = "connection closed while it was made"
+_RESET_ERRORS = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ESHUTDOWN})
+
+
+def failure(
+    error: Exception, seen: Observation, *, place: str, status: int | None, duration: float
+) -> Failed | Forbidden:
+    """Name the failure of an attempt at `place` (host and port).
+
+    `seen` is what the sockets observed, `status` that of the answer where its head had come, and
+    `duration` in seconds.
+    """
+    if seen.forbidden and not seen.permitted:
+        return Forbidden(one_line("; ".join(dict.fromkeys(seen.forbidden))), duration)
+    kind, detail = _name(error, seen, status)
+    # The target cannot have answered, and is not to blame for closing what lay idle.
+    stale = seen.reused and not seen.answering and kind is FailureKind.RESET
+    return Failed(kind, one_line(f"{place}: {detail}"), duration, stale_connection=stale)
+
+
+def one_line(text: str, limit: int = _DETAIL_LIMIT) -> str:
+    """Cut `text` to `limit` characters and escape what does not print."""
+    text = text[:limit]
+    if not text.isprintable():
+        text = "".join(
+            char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+            for char in text
+        )
+    return text[:limit]
+
+
+def _name(error: Exception, seen: Observation, status: int | None) -> tuple[FailureKind, str]:
+    if isinstance(error, TimeoutError):
+        return FailureKind.TIMEOUT, _timeout(seen, status)
+    if isinstance(error, TlsFilesError):
+        return FailureKind.TLS, str(error)
+    if root := _root(error, seen):
+        return root
+    return _connected(error, seen) if seen.connected else _unconnected(error)
+
+
+def _root(error: Exception, seen: Observation) -> tuple[FailureKind, str] | None:
+    """Look for what `error` was raised from; aiohttp keeps the true reason there."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # aiohttp's own errors of TLS are `ssl.SSLError`s too, but empty ones.
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, aiohttp.ClientError):
+            return FailureKind.TLS, describe(cause)
+        # The end of a connection within a body also makes one, where nothing was garbled.
+        if isinstance(cause, HttpProcessingError) and seen.garbled:
+            return FailureKind.PROTOCOL, f"not an HTTP answer: {_first_line(cause.message)}"
+        cause = cause.__cause__
+    return None
+
+
+def _connected(error: Exception, seen: Observation) -> tuple[FailureKind, str]:
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return FailureKind.RESET, "connection closed half way through the answer's body"
+    if isinstance(error, (aiohttp.ClientConnectionError, OSError)):
+        where = "half way through the answer" if seen.answering else "before an answer"
+        return FailureKind.RESET, f"connection closed {where}"
+    return FailureKind.PROTOCOL, _unknown(error)
+
+
+def _unconnected(error: Exception) -> tuple[FailureKind, str]:
+    match error:
+        case aiohttp.ClientConnectorDNSError():
+            named = FailureKind.DNS, f"name does not resolve: {_os_text(error.os_error)}"
+        case aiohttp.ClientHttpProxyError():
+            named = FailureKind.CONNECT, f"the proxy answered {error.status}"
+        case aiohttp.ClientProxyConnectionError():
+            named = FailureKind.CONNECT, f"no connection to the proxy: {_os_text(error.os_error)}"
+        case aiohttp.ClientConnectorError():
+            named = _connect(error.os_error)
+        case aiohttp.ClientConnectionError() | OSError():
+            named = FailureKind.RESET, _CLOSED_EARLY
+        case _:
+            named = FailureKind.PROTOCOL, _unknown(error)
+    return named
+
+
+def _connect(error: OSError) -> tuple[FailureKind, str]:
+    if isinstance(error, ConnectionResetError) or error.errno in _RESET_ERRORS:
+        return FailureKind.RESET, _CLOSED_EARLY
+    return FailureKind.CONNECT, f"no connection: {_os_text(error)}"
+
+
+def _timeout(seen: Observation, status: int | None) -> str:
+    if not seen.connected:
+        return "no connection in time"
+    if status is not None:
+        return f"answer {status} not complete in time"
+    return "answer not complete in time" if seen.answering else "no answer in time"
+
+
+def _os_text(error: OSError) -> str:
+    if error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)  # asyncio's own text repeats the address
+    return error.strerror or str(error)
+
+
+def _first_line(message: str) -> str:
+    return message.strip().partition("\n")[0].rstrip(": ")
+
+
+def _unknown(error: Exception) -> str:
+    return f"unexpected {type(error).__name__}"

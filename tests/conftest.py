@@ -1,0 +1,75 @@
+"""The broker that tests talk to, and names on it that no other test uses."""
+
+import os
+import uuid
+from collections.abc import Iterator
+
+import pika  # type: ignore[import-untyped]
+import pytest
+
+from service.rabbitmq import PrivateBroker
+
+_QUEUES = ("intake", "deliveries", "dead", "rejected", "unrouted")
+_DELAY_LEVELS = 17
+
+
+class ForeignBroker:
+    """The broker that AMQP_URL names: it is there, and not ours to stop."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[PrivateBroker | ForeignBroker]:
+    """A RabbitMQ for the whole run: the one at AMQP_URL, else a private node."""
+    if url := os.environ.get("AMQP_URL"):
+        yield ForeignBroker(url)
+        return
+    with PrivateBroker() as private:
+        yield private
+
+
+@pytest.fixture
+def amqp_url(broker: PrivateBroker | ForeignBroker) -> str:
+    return broker.url
+
+
+@pytest.fixture
+def node(broker: PrivateBroker | ForeignBroker) -> Iterator[PrivateBroker]:
+    """The broker for tests that stop, kill or administer it; it runs again after each."""
+    if isinstance(broker, ForeignBroker):
+        pytest.skip("needs to stop the broker, and the one at AMQP_URL is not ours to stop")
+    yield broker
+    broker.start()
+
+
+@pytest.fixture
+def prefix(amqp_url: str) -> Iterator[str]:
+    """A PREFIX of the test's own; what the dispatcher declares with it is deleted afterwards."""
+    prefix = f"test-{uuid.uuid4().hex[:12]}"
+    yield prefix
+    levels = [f"{prefix}.delay.{level:02}" for level in range(_DELAY_LEVELS)]
+    queues = [f"{prefix}.{name}" for name in _QUEUES] + levels
+    _delete(amqp_url, queues=queues, exchanges=queues)
+
+
+@pytest.fixture
+def events_exchange(amqp_url: str) -> Iterator[str]:
+    """An EVENTS_EXCHANGE of the test's own; deleted afterwards, whoever declared it."""
+    exchange = f"test-events-{uuid.uuid4().hex[:12]}"
+    yield exchange
+    _delete(amqp_url, queues=[], exchanges=[exchange])
+
+
+def _delete(amqp_url: str, *, queues: list[str], exchanges: list[str]) -> None:
+    """Delete these, where they exist: for RabbitMQ it is no error when they do not."""
+    connection = pika.BlockingConnection(pika.URLParameters(amqp_url))
+    try:
+        channel = connection.channel()
+        for queue in queues:
+            channel.queue_delete(queue)
+        for exchange in exchanges:
+            channel.exchange_delete(exchange)
+    finally:
+        connection.close()

@@ -1,0 +1,389 @@
+"""The broker layer on a real RabbitMQ: topology, lanes, acks, publishing, the ladder, reconnects."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aio_pika
+import pytest
+from aiormq.abc import AbstractConnection
+
+from service.broker import topology
+from service.broker.connection import Address, Broker, open_connection
+from service.broker.consumer import Handler, Lane, Message
+from service.broker.publisher import Confirmed, Publisher, Unconfirmed
+from service.clock import SystemClock
+from service.errors import TopologyError
+
+
+class Lines:
+    """A log that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, dict[str, Any]]] = []
+
+    def debug(self, event: str, **fields: Any) -> None:
+        self.lines.append((event, fields))
+
+    info = warning = error = debug
+
+    def of(self, event: str) -> list[dict[str, Any]]:
+        return [fields for name, fields in self.lines if name == event]
+
+
+async def until(condition: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """Wait until a condition holds, and return what it gave."""
+    deadline = time.monotonic() + seconds
+    while True:
+        found = condition()
+        if isinstance(found, Awaitable):
+            found = await found
+        if found:
+            return found
+        assert time.monotonic() < deadline, "the condition did not come to hold in time"
+        await asyncio.sleep(0.02)
+
+
+@dataclass
+class Rig:
+    """A broker with one lane on the intake queue."""
+
+    wanted: topology.Topology
+    broker: Broker
+    lane: Lane
+    publisher: Publisher
+    log: Lines
+    got: list[Message] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def rig(
+    amqp_url: str,
+    prefix: str,
+    events_exchange: str,
+    handler: Handler | None = None,
+    *,
+    prefetch: int = 100,
+    declare: bool = True,
+    queue: str = "intake",
+    publish_timeout: float = 10.0,
+) -> AsyncIterator[Rig]:
+    got: list[Message] = []
+
+    async def keep(message: Message) -> None:
+        got.append(message)
+        message.ack()
+
+    wanted = topology.topology(prefix, events_exchange, ["#"])
+    log = Lines()
+    lane = Lane("intake", f"{prefix}.{queue}", prefetch, handler or keep, log)
+    publisher = Publisher(publish_timeout)
+    broker = Broker(
+        Address([amqp_url]),
+        wanted,
+        [lane],
+        publisher,
+        log,
+        SystemClock(),
+        declare=declare,
+        on_unrouted=lambda _: None,
+    )
+    running = asyncio.create_task(broker.run())
+    try:
+        yield Rig(wanted, broker, lane, publisher, log, got)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+@asynccontextmanager
+async def raw(amqp_url: str) -> AsyncIterator[AbstractConnection]:
+    connection = await open_connection(amqp_url, Address([amqp_url]), "test")
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def send(amqp_url: str, exchange: str, *bodies: bytes, key: str = "a.b") -> None:
+    connection = await aio_pika.connect(amqp_url)
+    async with connection:
+        channel = await connection.channel()
+        target = await channel.get_exchange(exchange)
+        for body in bodies:
+            message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+            await target.publish(message, key)
+
+
+async def depth(amqp_url: str, queue: str) -> int:
+    async with raw(amqp_url) as connection:
+        channel = await connection.channel()
+        return (await channel.queue_declare(queue, passive=True)).message_count or 0
+
+
+def numbered(count: int) -> list[bytes]:
+    return [str(n).encode() for n in range(count)]
+
+
+async def test_declaring_twice_is_the_same_as_once(amqp_url, prefix, events_exchange):
+    wanted = topology.topology(prefix, events_exchange, ["order.#", "payment.*"])
+    async with raw(amqp_url) as connection:
+        await topology.declare(connection, wanted)
+        await topology.declare(connection, wanted)
+        await topology.check(connection, wanted)
+
+
+async def test_a_missing_queue_is_named(amqp_url, prefix, events_exchange):
+    wanted = topology.topology(prefix, events_exchange, ["#"])
+    async with raw(amqp_url) as connection:
+        with pytest.raises(TopologyError, match=events_exchange):
+            await topology.check(connection, wanted)
+        await topology.declare(connection, wanted)
+        channel = await connection.channel()
+        await channel.queue_delete(f"{prefix}.dead")
+        with pytest.raises(TopologyError, match=f"{prefix}.dead"):
+            await topology.check(connection, wanted)
+
+
+async def test_a_queue_with_other_arguments_is_named(amqp_url, prefix, events_exchange):
+    wanted = topology.topology(prefix, events_exchange, ["#"])
+    async with raw(amqp_url) as connection:
+        channel = await connection.channel()
+        await channel.queue_declare(
+            f"{prefix}.dead", durable=True, arguments={"x-queue-type": "classic"}
+        )
+        with pytest.raises(TopologyError, match=f"{prefix}.dead"):
+            await topology.declare(connection, wanted)
+
+
+async def test_an_events_exchange_of_another_type_is_taken_as_it_is(
+    amqp_url, prefix, events_exchange
+):
+    async with raw(amqp_url) as connection:
+        channel = await connection.channel()
+        await channel.exchange_declare(events_exchange, exchange_type="fanout", durable=False)
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.broker.consuming)
+        await send(amqp_url, events_exchange, b"1")
+        await until(lambda: it.got)
+
+
+async def test_messages_come_in_order_and_every_ack_arrives(amqp_url, prefix, events_exchange):
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.broker.consuming)
+        await send(amqp_url, events_exchange, *numbered(500))
+        await until(lambda: len(it.got) == 500)
+        assert [message.body for message in it.got] == numbered(500)
+        await it.lane.drained()
+    assert await depth(amqp_url, f"{prefix}.intake") == 0
+
+
+async def test_an_unfinished_message_does_not_hold_up_the_acks_behind_it(
+    amqp_url, prefix, events_exchange
+):
+    done: list[bytes] = []
+
+    async def handler(message: Message) -> None:
+        if message.body == b"0":
+            return
+        done.append(message.body)
+        message.ack()
+
+    async with rig(amqp_url, prefix, events_exchange, handler, prefetch=10) as it:
+        await until(lambda: it.broker.consuming)
+        await send(amqp_url, events_exchange, *numbered(200))
+        await until(lambda: len(done) == 199)
+        await it.lane.drained()
+    assert await depth(amqp_url, f"{prefix}.intake") == 1
+
+
+async def test_no_more_than_the_prefetch_is_ever_in_flight(amqp_url, prefix, events_exchange):
+    gate = asyncio.Event()
+    most = 0
+
+    async def handler(message: Message) -> None:
+        await gate.wait()
+        message.ack()
+
+    async with rig(amqp_url, prefix, events_exchange, handler, prefetch=7) as it:
+        await until(lambda: it.broker.consuming)
+        await send(amqp_url, events_exchange, *numbered(30))
+        await until(lambda: it.lane.in_flight == 7)
+        most = it.lane.in_flight
+        gate.set()
+        await until(lambda: depth_is(amqp_url, f"{prefix}.intake", 0))
+    assert most == 7
+
+
+async def depth_is(amqp_url: str, queue: str, count: int) -> bool:
+    return await depth(amqp_url, queue) == count
+
+
+async def test_a_handler_that_raises_gives_its_message_back(amqp_url, prefix, events_exchange):
+    seen: list[bool] = []
+
+    async def handler(message: Message) -> None:
+        seen.append(message.redelivered)
+        if len(seen) == 1:
+            raise ZeroDivisionError
+        message.ack()
+
+    async with rig(amqp_url, prefix, events_exchange, handler) as it:
+        await until(lambda: it.broker.consuming)
+        await send(amqp_url, events_exchange, b"1")
+        await until(lambda: seen == [False, True])
+        assert it.log.of("service.fault")[0]["error"].startswith("ZeroDivisionError")
+
+
+async def test_a_message_that_is_never_settled_ends_as_poison(
+    amqp_url, prefix, events_exchange, monkeypatch
+):
+    monkeypatch.setattr(topology, "POISON_LIMIT", 3)
+
+    async def handler(message: Message) -> None:
+        await message.settler.requeue(message.tag)
+
+    async with rig(amqp_url, prefix, events_exchange, handler) as it:
+        await until(lambda: it.broker.consuming)
+        await send(amqp_url, events_exchange, b"poison")
+        await until(lambda: depth_is(amqp_url, f"{prefix}.rejected", 1))
+
+
+async def test_a_publish_is_confirmed(amqp_url, prefix, events_exchange):
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.broker.consuming)
+        result = await it.publisher.publish(f"{prefix}.dead", "", b"x", properties())
+        assert result == Confirmed()
+    assert await depth(amqp_url, f"{prefix}.dead") == 1
+
+
+def properties(number: int = 0) -> Any:
+    return aio_pika.Message(
+        b"", message_id=f"m{number}-{time.time_ns()}", delivery_mode=2
+    ).properties
+
+
+async def test_a_publish_without_a_session_is_unconfirmed():
+    result = await Publisher(1.0).publish("x", "", b"x", properties())
+    assert isinstance(result, Unconfirmed)
+
+
+async def test_many_publishes_at_once_are_all_confirmed(amqp_url, prefix, events_exchange):
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.broker.consuming)
+        results = await asyncio.gather(
+            *(
+                it.publisher.publish(f"{prefix}.dead", "", b"x", properties(n))
+                for n in range(1000)
+            )
+        )
+        assert set(map(type, results)) == {Confirmed}
+    assert await depth(amqp_url, f"{prefix}.dead") == 1000
+
+
+async def test_what_finds_no_queue_goes_to_the_unrouted_one(amqp_url, prefix, events_exchange):
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.broker.consuming)
+        async with raw(amqp_url) as connection:
+            channel = await connection.channel()
+            await channel.queue_unbind(f"{prefix}.dead", f"{prefix}.dead", "")
+        await it.publisher.publish(f"{prefix}.dead", "", b"x", properties())
+    assert await depth(amqp_url, f"{prefix}.unrouted") == 1
+
+
+async def test_a_missing_exchange_is_made_again(amqp_url, prefix, events_exchange):
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.broker.consuming)
+        async with raw(amqp_url) as connection:
+            channel = await connection.channel()
+            await channel.exchange_delete(f"{prefix}.dead")
+        result = await it.publisher.publish(f"{prefix}.dead", "", b"x", properties())
+        assert isinstance(result, Unconfirmed)
+
+        async def again() -> bool:
+            done = await it.publisher.publish(f"{prefix}.dead", "", b"x", properties())
+            return isinstance(done, Confirmed)
+
+        await until(again)
+
+
+@pytest.mark.parametrize("seconds", [0, 1, 2, 3])
+async def test_a_delayed_message_arrives_when_its_time_is_up(
+    amqp_url, prefix, events_exchange, seconds
+):
+    arrived: list[float] = []
+
+    async def handler(message: Message) -> None:
+        arrived.append(time.monotonic())
+        message.ack()
+
+    async with rig(amqp_url, prefix, events_exchange, handler, queue="deliveries") as it:
+        await until(lambda: it.broker.consuming)
+        exchange, key = it.wanted.names.route_in(seconds)
+        started = time.monotonic()
+        await it.publisher.publish(exchange, key, b"x", properties())
+        await until(lambda: arrived)
+        assert seconds <= arrived[0] - started < seconds + 0.9
+    assert await depth(amqp_url, f"{prefix}.unrouted") == 0
+
+
+async def test_a_deleted_queue_is_made_again_and_consumed(amqp_url, prefix, events_exchange):
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.broker.consuming)
+        async with raw(amqp_url) as connection:
+            channel = await connection.channel()
+            await channel.queue_delete(f"{prefix}.intake")
+        await until(lambda: it.log.of("broker.disconnected"))
+        await until(lambda: it.broker.consuming)
+        await send(amqp_url, events_exchange, b"1")
+        await until(lambda: it.got)
+
+
+async def test_the_broker_may_die_and_come_back(node, amqp_url, prefix, events_exchange):
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.broker.consuming)
+        await asyncio.to_thread(node.kill)
+        await until(lambda: not it.broker.consuming)
+        assert isinstance(
+            await it.publisher.publish(f"{prefix}.dead", "", b"x", properties()), Unconfirmed
+        )
+        await asyncio.to_thread(node.start)
+        await until(lambda: it.broker.consuming, 60)
+        await send(amqp_url, events_exchange, b"1")
+        await until(lambda: it.got)
+
+
+async def test_a_second_url_is_tried_when_the_first_does_not_answer(
+    amqp_url, prefix, events_exchange
+):
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        it.broker._address.urls = ["amqp://guest:secret-word@127.0.0.1:1/", amqp_url]
+        await until(lambda: it.broker.consuming)
+        assert "secret-word" not in str(it.log.lines)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"timestamp": 2**63 - 1},
+        {"timestamp": 2**64 - 1},
+        {"headers": {"nested": None}},
+    ],
+)
+async def test_properties_that_cannot_be_decoded_cost_one_message_only(
+    amqp_url, prefix, events_exchange, hostile
+):
+    import pika
+
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.broker.consuming)
+        connection = pika.BlockingConnection(pika.URLParameters(amqp_url))
+        channel = connection.channel()
+        channel.basic_publish(events_exchange, "a", b"1", pika.BasicProperties(**hostile))
+        channel.basic_publish(events_exchange, "a", b"2", pika.BasicProperties())
+        connection.close()
+        await until(lambda: len(it.got) == 2)
+        assert not it.log.of("broker.disconnected")

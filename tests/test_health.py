@@ -1,0 +1,180 @@
+"""Passive health: ejection, one probe at a time, recovery, throttling."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core.delivery import Answered, DeferCause, Failed, FailureKind, Forbidden, Outcome
+from service.core.health import (
+    EJECTION_BASE,
+    EJECTION_MAX,
+    FAILURES_TO_EJECT,
+    RAMP,
+    Change,
+    TargetState,
+    Unavailable,
+)
+from service.core.subscription import Target
+
+OK = Answered(200, 0.01)
+BROKEN = Answered(500, 0.01)
+RESET = Failed(FailureKind.RESET, "reset", 0.01)
+
+
+def state(**more: int) -> TargetState:
+    return TargetState(Target("https://user:pw@a.example:8443/hook?key=1", **more))
+
+
+def attempt(target: TargetState, outcome: Outcome, now: float = 0.0) -> Change | None:
+    return target.end(target.begin(now), outcome, now, 0.0)
+
+
+def eject(target: TargetState, now: float = 0.0) -> None:
+    changes = [attempt(target, BROKEN, now) for _ in range(FAILURES_TO_EJECT)]
+    assert changes == [None] * (FAILURES_TO_EJECT - 1) + [Change.EJECTED]
+
+
+def test_the_label_shows_neither_userinfo_nor_query():
+    assert state().label == "https://a.example:8443/hook"
+    assert state().host == "a.example"
+
+
+@pytest.mark.parametrize("outcome", [BROKEN, RESET, Answered(429, 0.01), Answered(503, 0.01)])
+def test_five_failures_in_a_row_eject(outcome):
+    target = state()
+    for _ in range(FAILURES_TO_EJECT - 1):
+        assert attempt(target, outcome) is None
+        assert target.unavailable(0.0) is None
+    assert attempt(target, outcome) is Change.EJECTED
+    assert target.unavailable(0.0) == Unavailable(DeferCause.EJECTED, EJECTION_BASE)
+
+
+@pytest.mark.parametrize("outcome", [OK, Answered(404, 0.01), Answered(400, 0.01)])
+def test_an_answer_that_is_no_failure_of_the_target_starts_the_count_again(outcome):
+    target = state()
+    for _ in range(3):
+        for _ in range(FAILURES_TO_EJECT - 1):
+            attempt(target, BROKEN)
+        attempt(target, outcome)
+    assert target.health == "healthy"
+
+
+def test_a_refused_address_tells_nothing_about_the_target():
+    target = state()
+    for _ in range(10):
+        assert attempt(target, Forbidden("10.0.0.1")) is None
+    assert (target.failures, target.latency) == (0, None)
+
+
+def test_after_its_time_one_probe_is_let_through_and_no_second():
+    target = state()
+    eject(target)
+    assert target.unavailable(EJECTION_BASE - 1) is not None
+    assert target.unavailable(EJECTION_BASE) is None
+    probe = target.begin(EJECTION_BASE)
+    assert target.health == "probing"
+    assert target.unavailable(EJECTION_BASE + 5) is not None
+    assert target.end(probe, OK, EJECTION_BASE + 6, 0.0) is Change.RECOVERED
+    assert target.unavailable(EJECTION_BASE + 6) is None
+
+
+def test_a_failed_probe_ejects_for_longer_up_to_a_bound():
+    target = state()
+    eject(target)
+    now, lengths = EJECTION_BASE, []
+    for _ in range(15):
+        assert attempt(target, BROKEN, now) is Change.EJECTED
+        assert target.ejected_until is not None
+        lengths.append(target.ejected_until - now)
+        now = target.ejected_until
+    assert lengths[:3] == [60.0, 90.0, 120.0]
+    assert max(lengths) == EJECTION_MAX
+
+
+def test_an_abandoned_probe_lets_the_next_one_through():
+    target = state()
+    eject(target)
+    target.abandon(target.begin(EJECTION_BASE))
+    assert target.unavailable(EJECTION_BASE) is None
+
+
+def test_attempts_that_end_after_the_ejection_do_not_lengthen_it():
+    target = state()
+    late = target.begin(0.0)
+    eject(target)
+    before = target.ejected_until
+    assert target.end(late, BROKEN, 1.0, 0.0) is None
+    assert target.ejected_until == before
+
+
+def test_a_late_success_of_an_attempt_from_before_the_ejection_recovers_the_target():
+    target = state()
+    late = target.begin(0.0)
+    eject(target)
+    assert target.end(late, OK, 1.0, 0.0) is Change.RECOVERED
+
+
+def test_a_recovered_target_ramps_up_to_its_full_weight():
+    target = state(weight=4)
+    eject(target)
+    attempt(target, OK, EJECTION_BASE)
+    weights = [target.effective_weight(EJECTION_BASE + t) for t in (0, RAMP / 2, RAMP)]
+    assert weights == [40, 200, 400]
+
+
+def test_a_target_that_answers_410_is_gone():
+    target = state()
+    assert attempt(target, Answered(410, 0.01)) is Change.GONE
+    assert target.unavailable(1e12) == Unavailable(DeferCause.PAUSED, float("inf"))
+
+
+@pytest.mark.parametrize("status", [429, 503, 404, 301])
+def test_any_failure_with_retry_after_throttles_until_then(status):
+    target = state()
+    assert attempt(target, Answered(status, 0.01, retry_after=20.0), 5.0) is Change.THROTTLED
+    assert target.unavailable(24.9) == Unavailable(DeferCause.THROTTLED, 25.0)
+    assert target.unavailable(25.0) is None
+
+
+def test_a_success_with_retry_after_throttles_nothing():
+    target = state()
+    assert attempt(target, Answered(202, 0.01, retry_after=20.0)) is None
+    assert target.unavailable(0.0) is None
+
+
+def test_a_throttle_is_told_once_and_never_lasts_longer_than_a_day():
+    target = state()
+    assert attempt(target, Answered(429, 0.01, retry_after=1e9)) is Change.THROTTLED
+    assert attempt(target, Answered(429, 0.01, retry_after=1e9)) is None
+    assert target.throttled_until == 86400.0
+
+
+def test_the_in_flight_bound_makes_a_target_unavailable():
+    target = state(max_in_flight=2)
+    tickets = [target.begin(0.0), target.begin(0.0)]
+    assert target.unavailable(0.0) == Unavailable(DeferCause.SATURATED, 0.0)
+    target.end(tickets[0], OK, 0.1, 0.0)
+    assert target.unavailable(0.1) is None
+
+
+def test_a_hanging_attempt_makes_a_target_slow_before_it_times_out():
+    target = state()
+    target.begin(0.0)
+    assert not target.is_slow(0.9)
+    assert target.is_slow(1.1)
+
+
+def test_a_drained_target_is_never_available():
+    assert state(weight=0).unavailable(0.0) is not None
+
+
+@given(st.lists(st.tuples(st.sampled_from([OK, BROKEN, RESET]), st.floats(0.1, 100)), max_size=60))
+def test_whatever_happens_a_target_comes_back_some_day(steps):
+    target = state()
+    now = 0.0
+    for outcome, pause in steps:
+        now += pause
+        if target.unavailable(now) is None:
+            attempt(target, outcome, now)
+    assert target.unavailable(now + 2 * EJECTION_MAX) is None
+    assert target.in_flight == 0

@@ -1,0 +1,98 @@
+"""When: retry delays, places in line, rate limits, the ladder's arithmetic."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.core import ladder
+from service.core.schedule import (
+    SLOT_MAX,
+    Line,
+    TokenBucket,
+    ejected_delay,
+    retry_delay,
+)
+from service.core.subscription import RetryPolicy
+
+
+@given(
+    st.lists(st.floats(0.1, 1e5), min_size=1, max_size=10),
+    st.floats(0, 1),
+    st.floats(-1, 1),
+    st.data(),
+)
+def test_a_delay_lies_within_its_jitter_for_every_round(schedule, jitter, draw, data):
+    policy = RetryPolicy(schedule=tuple(schedule), jitter=jitter)
+    number = data.draw(st.integers(1, len(schedule)))
+    delay = retry_delay(policy, number, draw)
+    assert delay is not None
+    planned = schedule[number - 1]
+    assert planned * (1 - jitter) - 1e-6 <= delay <= planned * (1 + jitter) + 1e-6
+
+
+def test_the_schedule_is_spent_after_its_last_delay():
+    policy = RetryPolicy(schedule=(1.0, 2.0))
+    assert retry_delay(policy, 3, 0.0) is None
+
+
+def test_deferrals_double_from_five_seconds_to_half_an_hour_and_wait_for_the_probe():
+    assert [ejected_delay(n, 0.0, 0.0) for n in range(4)] == [5.0, 10.0, 20.0, 40.0]
+    assert ejected_delay(50, 0.0, 0.0) == 1800.0
+    assert ejected_delay(0, 30.0, 0.0) == 30.0
+
+
+@given(st.integers(0, 100), st.floats(0, 300), st.floats(-1, 1))
+def test_a_deferral_never_ends_before_the_probe(deferrals, until_probe, jitter):
+    assert ejected_delay(deferrals, until_probe, jitter) >= until_probe
+
+
+def test_each_deferred_delivery_gets_a_place_of_its_own():
+    line = Line()
+    assert [line.reserve(100.0, 2.0, 0.0, 0.5) for _ in range(4)] == [1.0, 1.5, 2.0, 2.5]
+
+
+def test_places_begin_behind_the_time_before_which_nothing_may_happen():
+    line = Line()
+    assert line.reserve(100.0, 1.0, 160.0, 0.5) == 61.0
+    assert line.reserve(100.0, 1.0, 160.0, 0.5) == 62.0
+
+
+@given(st.integers(1, 300), st.floats(0.01, 1000), st.floats(0, 1))
+def test_a_place_is_never_further_away_than_ten_minutes(count, rate, draw):
+    line = Line()
+    for _ in range(count):
+        assert 1.0 <= line.reserve(0.0, rate, 0.0, draw) <= SLOT_MAX
+
+
+def test_a_rate_limit_lets_its_rate_through():
+    bucket = TokenBucket(10.0)
+    taken = sum(bucket.take(now / 100) for now in range(1000))
+    assert taken == pytest.approx(10 + 100, abs=2)
+
+
+def test_a_slow_rate_limit_still_lets_one_through_at_a_time():
+    bucket = TokenBucket(0.1)
+    assert [bucket.take(t) for t in (0.0, 5.0, 10.1, 15.0, 20.3)] == [True, False, True, False, True]
+
+
+@given(st.floats(0, 200_000))
+def test_a_delay_on_the_ladder_is_never_early_and_hardly_late(delay):
+    seconds = ladder.seconds_for(delay)
+    if delay > ladder.MAX_DELAY:
+        assert seconds == ladder.MAX_DELAY
+    else:
+        assert delay <= seconds <= delay * 1.04 + 1
+
+
+@given(st.integers(0, ladder.MAX_DELAY))
+def test_a_walk_over_the_bindings_takes_the_delay_and_ends_at_the_address(seconds):
+    words = ladder.routing_key(seconds, "deliveries").split(".")
+    waited = 0
+    level = ladder.entry_level(seconds)
+    for step in range(level, -1, -1):
+        place = ladder.enters(step).split(".").index("1")
+        assert ladder.passes(step).split(".")[place] == "0"
+        waited += 2**step if words[place] == "1" else 0
+    assert waited == seconds
+    assert len(words) == ladder.LEVELS + 1
+    assert words[-1] == ladder.arrives("deliveries").split(".")[-1]
