@@ -73,7 +73,7 @@ def compile_filter(text: str) -> Filter:
         raise FilterError(_compile_message(str(error))) from None
     result = expression.return_type()
     if result not in (cel.Type.BOOL, cel.Type.DYN):
-        raise FilterError(f"must be true or false, but its result is {result.name()}")
+        raise FilterError(f"must be true or false, but its result is {result.name().lower()}")
     return Filter(text, expression, loops=_LOOP.search(text) is not None)
 
 
@@ -106,7 +106,7 @@ class FilterInput:
             return value.value() is True
         if kind == cel.Type.ERROR:
             return Undecided(_run_message(str(value.value()), chosen.text))
-        return Undecided(f"the result is {kind.name()}, not true or false")
+        return Undecided(f"the result is {kind.name().lower()}, not true or false")
 
 
 def _attributes(event: Event) -> Mapping[str, str]:

@@ -485,6 +485,20 @@ async def test_an_endless_row_of_interim_answers_ends_soon() -> None:
     assert outcome.detail.endswith("more than 16 interim answers")
 
 
+@pytest.mark.parametrize(
+    ("head", "chunk"),
+    [
+        (b"", b"\r\n" * 5_000),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x" * 10_000),
+    ],
+    ids=["empty lines", "chunk extension"],
+)
+async def test_what_a_parser_swallows_for_ever_ends_soon(head: bytes, chunk: bytes) -> None:
+    outcome = await attempt_at(floods(head, chunk))
+    assert outcome.kind is FailureKind.PROTOCOL
+    assert outcome.detail.endswith("more than 1048576 bytes before its end")
+
+
 async def test_a_few_interim_answers_are_passed_over() -> None:
     outcome = await attempt_at(says(b"HTTP/1.1 100 Continue\r\n\r\n" * 2, OK))
     assert outcome.status == 200

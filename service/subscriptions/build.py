@@ -148,11 +148,12 @@ class Builder:
 
     def _signing(self, own: Layer) -> Signing:
         place = (*own.where, "signing")
-        base, given = self._defaults.nested("signing"), self._nested("signing", own)
-        scheme, base_scheme = _scheme(given), _scheme(base)
+        base, written = self._defaults.nested("signing"), own.nested("signing")
+        given = {**base, **written}
+        scheme = _scheme(given)
+        if scheme is not _scheme(base) and "secrets" not in written:
+            given.pop("secrets", None)
         secrets = given.get("secrets", Placed([], place))
-        if scheme is not base_scheme and secrets is base.get("secrets"):
-            secrets = Placed([], place)
         if scheme is Scheme.NONE:
             if secrets.value:
                 self._report.add(secrets.where, "must be empty with the scheme none")

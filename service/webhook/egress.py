@@ -33,7 +33,10 @@ _DNS_LOOKUPS = 256  # at once, so that dead name servers of some do not hold up 
 _KEEP_ALIVE = (
     15.0  # seconds; less than the usual limits of servers, so that few connections go stale
 )
-_INTERIM_ANSWERS = 16  # 1xx answers to one request, before the target is held to be broken
+# What one request may be answered with, before the target is held to be broken.  The sender stops far
+# earlier where the answer is well-formed; these stop what a parser would swallow for ever.
+_INTERIM_ANSWERS = 16
+_ANSWER_BYTES = 2**20
 
 
 class Observation:
@@ -54,8 +57,8 @@ class Observation:
         """It had carried another request before."""
         self.answering = False
         """At least one byte came back."""
-        self.garbled = False
-        """What came back is not HTTP, or not as HTTP should be."""
+        self.garbled: str | None = None
+        """Why what came back is held to be no HTTP answer."""
         self.protocol: WatchedProtocol | None = None
 
     def finish(self) -> None:
@@ -77,6 +80,7 @@ class WatchedProtocol(ResponseHandler):
         self.observation: Observation | None = None
         self.requests = 0
         self._interim = 0
+        self._received = 0
 
     def serve(self, attempt: Observation) -> None:
         """Carry one more request."""
@@ -86,6 +90,7 @@ class WatchedProtocol(ResponseHandler):
         self.observation = attempt
         self.requests += 1
         self._interim = 0
+        self._received = 0
 
     @property
     def is_idle(self) -> bool:
@@ -99,6 +104,10 @@ class WatchedProtocol(ResponseHandler):
         """
         if self.observation is not None:
             self.observation.answering = True
+            self._received += len(data)
+            if self._received > _ANSWER_BYTES:
+                self._give_up(f"more than {_ANSWER_BYTES} bytes before its end")
+                return
         elif self.requests:
             self.close()
             return
@@ -109,22 +118,20 @@ class WatchedProtocol(ResponseHandler):
         if data[0].code < 200:
             self._interim += 1
             if self._interim > _INTERIM_ANSWERS:
-                self._give_up()
+                self._give_up(f"more than {_INTERIM_ANSWERS} interim answers")
                 return
         super().feed_data(data, size)
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
         """Take note of an answer that cannot be read."""
         if isinstance(exc, HttpProcessingError) and self.observation is not None:
-            self.observation.garbled = True
+            self.observation.garbled = self.observation.garbled or exc.message or "garbage"
         super().set_exception(exc, *([] if exc_cause is None else [exc_cause]))
 
-    def _give_up(self) -> None:
-        if self.exception() is None:
-            message = f"more than {_INTERIM_ANSWERS} interim answers"
+    def _give_up(self, message: str) -> None:
+        if self.transport is not None and not self.transport.is_closing():
             self.set_exception(HttpProcessingError(message=message))
-            if self.transport is not None:
-                self.transport.close()
+            self.transport.close()
 
 
 class EgressConnector(aiohttp.TCPConnector):

@@ -9,7 +9,6 @@ import socket
 import ssl
 
 import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
 
 from service.core.delivery import Failed, FailureKind, Forbidden
 from service.webhook.egress import Observation
@@ -52,21 +51,22 @@ def _name(error: Exception, seen: Observation, status: int | None) -> tuple[Fail
         return FailureKind.TIMEOUT, _timeout(seen, status)
     if isinstance(error, TlsFilesError):
         return FailureKind.TLS, str(error)
-    if root := _root(error, seen):
-        return root
+    if refusal := _refusal(error):
+        return FailureKind.TLS, describe(refusal)
+    if seen.garbled is not None:
+        return FailureKind.PROTOCOL, f"not an HTTP answer: {_first_line(seen.garbled)}"
     return _connected(error, seen) if seen.connected else _unconnected(error)
 
 
-def _root(error: Exception, seen: Observation) -> tuple[FailureKind, str] | None:
-    """Look for what `error` was raised from; aiohttp keeps the true reason there."""
+def _refusal(error: BaseException) -> ssl.SSLError | None:
+    """Return the error of TLS that `error` was raised from, if that was the reason.
+
+    aiohttp's own errors of TLS are `ssl.SSLError`s too, but empty ones.
+    """
     cause: BaseException | None = error
     while cause is not None:
-        # aiohttp's own errors of TLS are `ssl.SSLError`s too, but empty ones.
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, aiohttp.ClientError):
-            return FailureKind.TLS, describe(cause)
-        # The end of a connection within a body also makes one, where nothing was garbled.
-        if isinstance(cause, HttpProcessingError) and seen.garbled:
-            return FailureKind.PROTOCOL, f"not an HTTP answer: {_first_line(cause.message)}"
+            return cause
         cause = cause.__cause__
     return None
 
