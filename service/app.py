@@ -226,6 +226,7 @@ class App:
         self._states.keep(snapshot.get)
         if self._running and (changes.changed or changes.removed or changes.files):
             self._sender.close_idle()
+            gc.freeze()
         self._log.info(
             "subscriptions.loaded",
             source=str(self._settings.subscriptions),
@@ -257,7 +258,9 @@ def egress_rules(settings: Settings) -> EgressRules:
 
 
 def _budget(lane: str, prefetch: int, slow_share: float) -> Budget:
-    return Budget(lane, prefetch, max(1, int(prefetch * slow_share)))
+    # Half as many attempts as messages: what hangs can hold every attempt and still not every message.
+    attempts = max(1, prefetch // 2)
+    return Budget(lane, attempts, max(1, int(attempts * slow_share)))
 
 
 @contextmanager

@@ -384,11 +384,39 @@ def json_schema(event: LogEvent) -> dict[str, Any]:
     }
 
 
+def overview() -> str:
+    """Return the catalogue as a Markdown page."""
+    rows = [
+        f"| `{e.name}` | {e.level} | {e.when} | {e.action} | {_field_list(e)} |" for e in CATALOGUE
+    ]
+    return "\n".join(
+        [
+            "# Log lines",
+            "",
+            "Generated from `service/catalogue.py`; one JSON Schema a line kind lies beside this page.",
+            (
+                f"Every line has {', '.join(f'`{name}`' for name in [*_BASE, 'message'])}; a field in"
+                " brackets is not always there."
+            ),
+            "",
+            "| message | level | written when | what to do | fields |",
+            "| --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _field_list(event: LogEvent) -> str:
+    return ", ".join([*event.required, *(f"[{name}]" for name in event.optional)])
+
+
 def write_schemas(folder: Path) -> None:
-    """Write one `<name>.json` per kind of line into the folder."""
+    """Write one `<name>.json` per kind of line into the folder, and a page about them all."""
     for event in CATALOGUE:
         text = orjson.dumps(json_schema(event), option=orjson.OPT_INDENT_2)
         (folder / f"{event.name}.json").write_bytes(text + b"\n")
+    (folder / "README.md").write_text(overview())
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import orjson
 from service import __version__
 from service.commands.parked import dead, rejected
 from service.errors import ConfigurationError, DispatcherError
+from service.log import quiet_libraries
 from service.settings import Settings
 
 NAME = "webhook-dispatcher"
@@ -142,6 +143,7 @@ def _read(data: str) -> bytes:
 
 def main() -> NoReturn:
     """Run the command line; never returns, and never shows a traceback for what a person can mend."""
+    quiet_libraries()
     try:
         cli(prog_name=NAME)
     except ConfigurationError as error:

@@ -35,13 +35,17 @@ from service.core.delivery import (
     expires,
 )
 from service.core.event import Event, trace_id, webhook_id
-from service.core.health import Change, TargetState
+from service.core.health import Change, TargetState, Unavailable
 from service.core.schedule import ejected_delay
 from service.core.subscription import Format, Subscription, Target
 from service.log import Log, rfc3339
 from service.states import States, SubscriptionState
 
 BODY_START_KEPT = 256
+WAIT_EXPECTED = 0.5
+"""Seconds that the last in line may expect to wait in memory for a busy target."""
+WAIT_LIMIT = 1.0
+"""Seconds after which it is put off after all."""
 EARLY = 1.5
 """A delivery that comes back this many seconds before its time has another trip to make."""
 
@@ -89,19 +93,28 @@ class Meter(Protocol):
 
 @dataclass(slots=True)
 class Budget:
-    """How many rounds a lane runs at once, and how many of them slow targets may hold.
+    """How many attempts a lane makes at once, and how they are shared out.
 
-    The rest is kept for prompt targets: that is what keeps a sick subscriber from hurting others.
+    Two bounds keep a sick subscriber from hurting others.  One target may hold half of what is free at
+    the moment and no more (dynamic thresholds, Choudhury and Hahne 1998): however many targets hang,
+    some room stays free for the rest.  And all targets that are known to be slow together may hold
+    `slow_limit`.
     """
 
     lane: str
     limit: int
     slow_limit: int
     permits: asyncio.Semaphore = field(init=False)
-    slow_in_flight: int = 0
+    in_use: int = 0
+    slow_in_use: int = 0
 
     def __post_init__(self) -> None:
         self.permits = asyncio.Semaphore(self.limit)
+
+    @property
+    def share(self) -> int:
+        """Return how many attempts one target may have under way now."""
+        return max(1, (self.limit - self.in_use) // 2)
 
 
 class Prepared:
@@ -198,60 +211,60 @@ class Deliverer:
             return await self._bury(delivery, Reason.EXPIRED)
         if delivery.not_before > now + EARLY:
             return await self._outbox.put_off(delivery, delivery.not_before)
-        async with budget.permits:
-            run = _Run(delivery, self._states.of(subscription), prepared)
-            decision = await self._round(run, subscription, budget, work)
+        run = _Run(delivery, self._states.of(subscription), prepared)
+        decision = await self._round(run, budget, work)
         if isinstance(decision, Delivered):
             return True
         return not work.lost and await self._carry_out(run.delivery, decision, subscription)
 
-    async def _round(
-        self, run: _Run, subscription: Subscription, budget: Budget, work: Work
-    ) -> Decision:
-        now = self._clock.monotonic()
-        candidates = run.state.candidates([], now) if subscription.enabled else []
-        slow = any(state.is_slow(now) for state in candidates)
-        refusal = self._refuse(run, candidates, budget, now, slow=slow)
-        if refusal is not None:
-            return refusal
-        budget.slow_in_flight += slow
-        try:
-            return await self._attempts(run, subscription, budget, candidates, work)
-        finally:
-            budget.slow_in_flight -= slow
+    async def _round(self, run: _Run, budget: Budget, work: Work) -> Decision:
+        """Run a round, or say why it does not begin; a short wait in line for room is part of it."""
+        state, first = run.state, True
+        deadline = self._clock.monotonic() + WAIT_LIMIT
+        while True:
+            now = self._clock.monotonic()
+            obstacle = _obstacle(state, budget, now, behind_others=first and state.waiting > 0)
+            if obstacle is None:
+                waits = budget.permits.locked()
+                async with budget.permits:
+                    if not waits or _obstacle(state, budget, self._clock.monotonic()) is None:
+                        return await self._begin(run, budget, work)
+                continue
+            if not _worth_waiting(state, obstacle, now) or not await state.wait(deadline - now):
+                return self._refuse(run, obstacle, budget, now)
+            first = False
 
-    def _refuse(
-        self, run: _Run, candidates: list[TargetState], budget: Budget, now: float, *, slow: bool
-    ) -> Decision | None:
-        """Return why no attempt is made now, or None."""
-        state = run.state
-        if not candidates:
-            return self._obstructed(run, now)
-        if slow and budget.slow_in_flight >= budget.slow_limit:
-            if budget.lane == "intake":
-                return Defer(self._clock.now(), DeferCause.SLOW)
-            return self._in_line(state, DeferCause.SLOW, now, now)
+    async def _begin(self, run: _Run, budget: Budget, work: Work) -> Decision:
+        now, state = self._clock.monotonic(), run.state
         if state.bucket is not None and not state.bucket.take(now):
             return self._in_line(state, DeferCause.RATE_LIMITED, now, now)
-        return None
+        slow = any(target.is_slow(now) for target in state.targets)
+        budget.in_use += 1
+        budget.slow_in_use += slow
+        try:
+            return await self._attempts(run, budget, work)
+        finally:
+            budget.in_use -= 1
+            budget.slow_in_use -= slow
+            state.wake()
 
-    def _obstructed(self, run: _Run, now: float) -> Decision:
+    def _refuse(self, run: _Run, obstacle: Unavailable, budget: Budget, now: float) -> Decision:
+        """Return what happens to a delivery that no attempt can be made for now."""
         state = run.state
-        if not state.subscription.enabled:
-            return self._wait(run.delivery, DeferCause.PAUSED, 0.0)
-        if state.all_gone:
+        if state.all_gone and state.subscription.enabled:
             return DeadLetter(Reason.GONE)
-        obstacle = state.obstacle(now)
         match obstacle.cause:
             case DeferCause.EJECTED:
-                return self._wait(run.delivery, DeferCause.EJECTED, obstacle.until - now)
+                return self._come_back(run, obstacle.cause, obstacle.until - now)
             case DeferCause.PAUSED:
-                return self._wait(run.delivery, DeferCause.PAUSED, 0.0)
+                return self._come_back(run, obstacle.cause, 0.0)
+            case DeferCause.SLOW if budget.lane == "intake":
+                return Defer(self._clock.now(), obstacle.cause)
             case cause:
                 return self._in_line(state, cause, now, obstacle.until)
 
-    def _wait(self, delivery: Delivery, cause: DeferCause, until_probe: float) -> Defer:
-        delay = ejected_delay(delivery.deferrals, until_probe, _jitter())
+    def _come_back(self, run: _Run, cause: DeferCause, until_probe: float) -> Defer:
+        delay = ejected_delay(run.delivery.deferrals, until_probe, _jitter())
         return Defer(self._clock.now() + delay, cause)
 
     def _in_line(
@@ -260,33 +273,26 @@ class Deliverer:
         delay = state.line.reserve(now, state.capacity(now), not_before, random.random())  # noqa: S311
         return Defer(self._clock.now() + delay, cause)
 
-    async def _attempts(
-        self,
-        run: _Run,
-        subscription: Subscription,
-        budget: Budget,
-        candidates: list[TargetState],
-        work: Work,
-    ) -> Decision:
+    async def _attempts(self, run: _Run, budget: Budget, work: Work) -> Decision:
+        balance = run.state.subscription.balance
+        again: TargetState | None = None
         while True:
             now = self._clock.monotonic()
-            picked = choose(subscription.balance, candidates, now, random.random())  # noqa: S311
+            candidates = _with_room(run.state.candidates(run.tried, now), budget)
+            picked = again or choose(balance, candidates, now, random.random())  # noqa: S311
             if picked is None:
-                raise AssertionError("a failover was decided without a target to go to")
-            decision = await self._attempt(run, subscription, picked, budget)
+                raise AssertionError("an attempt was decided without a target to go to")
+            decision = await self._attempt(run, picked, budget)
             match decision:
                 case Repeat():
-                    run.repeated = True
-                    candidates = [picked]
+                    run.repeated, again = True, picked
                 case Failover() if not work.lost:
-                    candidates = run.state.candidates(run.tried, self._clock.monotonic())
+                    again = None
                 case _:
                     return decision
 
-    async def _attempt(
-        self, run: _Run, subscription: Subscription, picked: TargetState, budget: Budget
-    ) -> Decision:
-        event, prepared = run.prepared.event, run.prepared
+    async def _attempt(self, run: _Run, picked: TargetState, budget: Budget) -> Decision:
+        event, prepared, subscription = run.prepared.event, run.prepared, run.state.subscription
         at, started = self._clock.now(), self._clock.monotonic()
         span = f"{random.getrandbits(64) or 1:016x}" if prepared.trace else None
         ticket = picked.begin(started)
@@ -448,6 +454,41 @@ _WORDS: Mapping[type[Decision], str] = {
     Defer: "defer",
     DeadLetter: "dead_letter",
 }
+
+
+def _obstacle(
+    state: SubscriptionState, budget: Budget, now: float, *, behind_others: bool = False
+) -> Unavailable | None:
+    """Return why no attempt can be made for a subscription now, or None when one can."""
+    if not state.subscription.enabled:
+        return Unavailable(DeferCause.PAUSED, float("inf"))
+    candidates = state.candidates([], now)
+    if not candidates:
+        return state.obstacle(now)
+    if budget.slow_in_use >= budget.slow_limit and any(s.is_slow(now) for s in candidates):
+        return Unavailable(DeferCause.SLOW, now)
+    share = budget.share
+    if behind_others or all(candidate.in_flight >= share for candidate in candidates):
+        return Unavailable(DeferCause.SATURATED, now)
+    return None
+
+
+def _with_room(candidates: list[TargetState], budget: Budget) -> list[TargetState]:
+    share = budget.share
+    return [one for one in candidates if one.in_flight < share] or candidates
+
+
+def _worth_waiting(state: SubscriptionState, obstacle: Unavailable, now: float) -> bool:
+    """Tell whether room is likely soon: a prompt target is only busy, and the line is short.
+
+    A trip through the broker takes a second at the least and costs a publish; a prompt target has room
+    again after milliseconds.
+    """
+    if obstacle.cause is not DeferCause.SATURATED:
+        return False
+    if any(target.is_slow(now) for target in state.targets):
+        return False
+    return state.waiting < WAIT_EXPECTED * state.capacity(now)
 
 
 def _jitter() -> float:

@@ -88,14 +88,16 @@ def _render_console(_: Any, level: str, fields: MutableMapping[str, Any]) -> byt
     return f"{clock} {level:7} {name:24} {told}".encode(errors="backslashreplace")
 
 
-def configure(level: str, form: str, sink: LineSink) -> Log:
-    """Return the program's log, and lead the libraries' own logging into silence below errors.
-
-    `level` is a name of `logging`; `form` is `json` or `console`.
-    """
+def quiet_libraries() -> None:
+    """Keep the libraries' own logging from standard error: what matters of it is told in our words."""
     logging.basicConfig(level=logging.CRITICAL, stream=sys.stderr)
     for library in ("aiormq", "aio_pika", "aiohttp", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
+
+
+def configure(level: str, form: str, sink: LineSink) -> Log:
+    """Return the program's log; `level` is a name of `logging`, `form` is `json` or `console`."""
+    quiet_libraries()
     render = _render_json if form == "json" else _render_console
     log: Log = structlog.wrap_logger(
         sink,

@@ -207,10 +207,10 @@ class Settings(BaseSettings):
         default=262144, description="Events with a larger body are rejected; bytes or 256KiB."
     )
     intake_prefetch: Prefetch = Field(
-        default=512, description="Unsettled messages of the intake lane in one process."
+        default=1024, description="Unsettled messages of the intake lane in one process."
     )
     backlog_prefetch: Prefetch = Field(
-        default=256, description="Unsettled messages of the backlog lane in one process."
+        default=512, description="Unsettled messages of the backlog lane in one process."
     )
     egress_allow: Annotated[tuple[Cidr, ...], *_LIST] = Field(
         default=(), description="CIDRs that may be delivered to although they are special."

@@ -4,6 +4,8 @@ Kept by subscription id, made when a subscription is first needed, and carried o
 target whose URL stayed: a new weight does not forget that a target is down.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import Callable
 
 from service.core.delivery import DeferCause
@@ -15,7 +17,7 @@ from service.core.subscription import Subscription
 class SubscriptionState:
     """One subscription's targets, rate limit and line; all times in monotonic seconds."""
 
-    __slots__ = ("bucket", "line", "subscription", "targets")
+    __slots__ = ("_waiters", "bucket", "line", "subscription", "targets")
 
     def __init__(self, subscription: Subscription, replicas: int) -> None:
         self.subscription = subscription
@@ -23,12 +25,39 @@ class SubscriptionState:
         self.line = Line()
         rate = subscription.rate_limit
         self.bucket = TokenBucket(rate / replicas) if rate else None
+        self._waiters: deque[asyncio.Future[bool]] = deque()
 
     def candidates(self, tried: list[TargetState], now: float) -> list[TargetState]:
         """Return the targets that may be tried now and were not tried in this round."""
         return [
             state for state in self.targets if state not in tried and state.unavailable(now) is None
         ]
+
+    @property
+    def waiting(self) -> int:
+        """Return how many deliveries wait for a target of this subscription to have room."""
+        return len(self._waiters)
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait in line until an attempt has ended; False when that took too long."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        self._waiters.append(waiter)
+        timer = loop.call_later(seconds, _give_up, waiter)
+        try:
+            return await waiter
+        finally:
+            timer.cancel()
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def wake(self) -> None:
+        """Let the first in line look again."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(True)
+                return
 
     def obstacle(self, now: float) -> Unavailable:
         """Return what stands in the way when no target can be tried, the soonest to pass."""
@@ -39,6 +68,19 @@ class SubscriptionState:
             key=lambda reason: reason.until,
             default=Unavailable(DeferCause.PAUSED, float("inf")),
         )
+
+    def adopt(self, old: "SubscriptionState") -> None:
+        """Take over what is known of the targets that stayed, and who waits for them."""
+        by_url = {state.target.url: state for state in old.targets}
+        for place, state in enumerate(self.targets):
+            known = by_url.get(state.target.url)
+            if known is not None:
+                known.gone = known.gone and known.target == state.target
+                known.target = state.target
+                self.targets[place] = known
+        if old.subscription.rate_limit == self.subscription.rate_limit:
+            self.bucket = old.bucket
+        self.line, self._waiters = old.line, old._waiters  # noqa: SLF001 - one of its own kind
 
     @property
     def all_gone(self) -> bool:
@@ -51,6 +93,11 @@ class SubscriptionState:
         measured = sum(s.capacity(now) for s in self.targets if s.target.weight > 0 and not s.gone)
         limit = self.bucket.rate if self.bucket is not None else measured
         return max(min(measured, limit), 0.01)
+
+
+def _give_up(waiter: "asyncio.Future[bool]") -> None:
+    if not waiter.done():
+        waiter.set_result(False)
 
 
 class States:
@@ -67,7 +114,7 @@ class States:
             return state
         fresh = SubscriptionState(subscription, self._replicas)
         if state is not None:
-            _carry_over(state, fresh)
+            fresh.adopt(state)
         self._states[subscription.id] = fresh
         return fresh
 
@@ -78,15 +125,3 @@ class States:
     def known(self) -> list[SubscriptionState]:
         """Return every state there is."""
         return list(self._states.values())
-
-
-def _carry_over(old: SubscriptionState, fresh: SubscriptionState) -> None:
-    by_url = {state.target.url: state for state in old.targets}
-    for place, state in enumerate(fresh.targets):
-        known = by_url.get(state.target.url)
-        if known is not None:
-            known.target, known.gone = state.target, known.gone and known.target == state.target
-            fresh.targets[place] = known
-    if old.subscription.rate_limit == fresh.subscription.rate_limit:
-        fresh.bucket = old.bucket
-    fresh.line = old.line

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aio_pika
+import pika  # type: ignore[import-untyped]
 import pytest
 from aiormq.abc import AbstractConnection
 
@@ -275,10 +276,7 @@ async def test_many_publishes_at_once_are_all_confirmed(amqp_url, prefix, events
     async with rig(amqp_url, prefix, events_exchange) as it:
         await until(lambda: it.broker.consuming)
         results = await asyncio.gather(
-            *(
-                it.publisher.publish(f"{prefix}.dead", "", b"x", properties(n))
-                for n in range(1000)
-            )
+            *(it.publisher.publish(f"{prefix}.dead", "", b"x", properties(n)) for n in range(1000))
         )
         assert set(map(type, results)) == {Confirmed}
     assert await depth(amqp_url, f"{prefix}.dead") == 1000
@@ -376,8 +374,6 @@ async def test_a_second_url_is_tried_when_the_first_does_not_answer(
 async def test_properties_that_cannot_be_decoded_cost_one_message_only(
     amqp_url, prefix, events_exchange, hostile
 ):
-    import pika
-
     async with rig(amqp_url, prefix, events_exchange) as it:
         await until(lambda: it.broker.consuming)
         connection = pika.BlockingConnection(pika.URLParameters(amqp_url))

@@ -1,6 +1,7 @@
 """Filters: what they see, how errors read, and that none can do harm."""
 
 import time
+from typing import Any
 
 import orjson
 import pytest
@@ -11,7 +12,7 @@ from service.core.event import Event
 from service.filters import MAX_ELEMENTS, FilterError, FilterInput, Undecided, compile_filter
 
 
-def seen(data, **attributes):
+def seen(data: Any, **attributes: Any) -> Any:
     known = {
         "id": "evt-1",
         "type": "order.created",
@@ -22,7 +23,7 @@ def seen(data, **attributes):
     return FilterInput(event, orjson.loads(event.data))
 
 
-def verdict(text, data=None, **attributes):
+def verdict(text: str, data: Any = None, **attributes: Any) -> Any:
     return seen(data, **attributes).verdict(compile_filter(text))
 
 
@@ -46,7 +47,7 @@ def verdict(text, data=None, **attributes):
         "data.missing == 1 || data.flag",
     ],
 )
-def test_a_filter_passes_what_its_author_expects(text):
+def test_a_filter_passes_what_its_author_expects(text: str) -> None:
     data = {
         "amount": 2000, "currency": "EUR", "ratio": 1.5, "big": 2**64 - 1, "flag": True,
         "items": [{"sku": "a"}, {"sku": "b"}], "a-b": None,
@@ -54,7 +55,7 @@ def test_a_filter_passes_what_its_author_expects(text):
     assert verdict(text, data) is True
 
 
-def test_a_filter_can_say_no():
+def test_a_filter_can_say_no() -> None:
     assert verdict("data.amount > 1000", {"amount": 1000}) is False
     assert verdict("event.tenant == 'acme'", {}, tenant="other") is False
 
@@ -72,7 +73,7 @@ def test_a_filter_can_say_no():
         ("data" + ".a" * 100, "recursion depth"),
     ],
 )
-def test_a_wrong_filter_is_refused_in_one_line_with_its_place(text, message):
+def test_a_wrong_filter_is_refused_in_one_line_with_its_place(text: str, message: str) -> None:
     with pytest.raises(FilterError) as caught:
         compile_filter(text)
     assert message in str(caught.value)
@@ -94,14 +95,16 @@ def test_a_wrong_filter_is_refused_in_one_line_with_its_place(text, message):
         ("data[data.a] == 1", {"a": "secret"}, "a key is missing"),
     ],
 )
-def test_what_cannot_be_evaluated_is_undecided_and_quotes_no_data(text, data, detail):
+def test_what_cannot_be_evaluated_is_undecided_and_quotes_no_data(
+    text: str, data: Any, detail: str
+) -> None:
     found = verdict(text, data)
     assert isinstance(found, Undecided)
     assert detail in found.detail
     assert "secret" not in found.detail
 
 
-def test_numbers_beyond_64_bits_do_no_harm():
+def test_numbers_beyond_64_bits_do_no_harm() -> None:
     event = Event(
         "evt-1", "a", "s", "2026-01-02T03:04:05Z", 0.0, b'{"n": 1, "big": ' + b"9" * 40 + b"}"
     )
@@ -112,8 +115,8 @@ def test_numbers_beyond_64_bits_do_no_harm():
 
 
 @pytest.mark.parametrize("depth", [250, 1000])
-def test_data_nested_deeply_does_no_harm(depth):
-    data = []
+def test_data_nested_deeply_does_no_harm(depth: int) -> None:
+    data: list[Any] = []
     for _ in range(depth):
         data = [data]
     event = Event("evt-1", "a", "s", "2026-01-02T03:04:05Z", 0.0, b"[" * 3000)
@@ -130,20 +133,20 @@ def test_data_nested_deeply_does_no_harm(depth):
         "data.text.matches('(a*)*b') || data.list.all(i, i in data.list)",
     ],
 )
-def test_a_filter_that_loops_over_long_lists_holds_nobody_up(text):
+def test_a_filter_that_loops_over_long_lists_holds_nobody_up(text: str) -> None:
     data = {"list": list(range(30_000)), "text": "a" * 10_000}
     started = time.process_time()
     assert "more than 1000" in verdict(text, data).detail
     assert time.process_time() - started < 1
 
 
-def test_a_loop_with_too_many_steps_is_undecided():
+def test_a_loop_with_too_many_steps_is_undecided() -> None:
     data = {"list": list(range(MAX_ELEMENTS))}
     found = verdict("data.list.all(i, data.list.all(j, i + j >= 0))", data)
     assert found == Undecided("Iteration budget exceeded")
 
 
-def test_the_same_text_is_compiled_once():
+def test_the_same_text_is_compiled_once() -> None:
     assert compile_filter("data.once == 1") is compile_filter("data.once == 1")
 
 
@@ -159,6 +162,6 @@ json_values = st.recursive(
 @given(
     json_values, st.sampled_from(["data.a > 1", "data[0] == data.a", "data", "data.exists(a, a)"])
 )
-def test_no_data_makes_a_filter_raise(data, text):
+def test_no_data_makes_a_filter_raise(data: Any, text: str) -> None:
     event = Event("evt-1", "a", "s", "2026-01-02T03:04:05Z", 0.0, b"")
     assert isinstance(FilterInput(event, data).verdict(compile_filter(text)), bool | Undecided)

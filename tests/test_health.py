@@ -1,5 +1,7 @@
 """Passive health: ejection, one probe at a time, recovery, throttling."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +23,7 @@ BROKEN = Answered(500, 0.01)
 RESET = Failed(FailureKind.RESET, "reset", 0.01)
 
 
-def state(**more: int) -> TargetState:
+def state(**more: Any) -> TargetState:
     return TargetState(Target("https://user:pw@a.example:8443/hook?key=1", **more))
 
 

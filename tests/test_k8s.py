@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import service
+from service.settings import Settings, known_names
 
 KUBERNETES_VERSIONS = ("1.29", "1.33")
 BASE = Path(__file__).parent.parent / "k8s" / "base"
@@ -100,10 +101,8 @@ def test_only_readiness_asks_whether_the_broker_is_there(
 
 
 def test_every_setting_is_one_that_the_dispatcher_knows(
-    pod: dict[str, Any], environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    pod: dict[str, Any], environment: dict[str, str]
 ) -> None:
-    from service.settings import known_names  # noqa: PLC0415 - only this test is about settings
-
     assert environment.keys() <= known_names()
     assert pod["enableServiceLinks"] is False
 
@@ -114,8 +113,6 @@ def test_the_drain_ends_before_the_kill_and_replicas_are_said_once(
     environment: dict[str, str],
     tmp_path: Path,
 ) -> None:
-    from service.settings import Settings  # noqa: PLC0415 - only this test is about settings
-
     url = tmp_path / "url"
     url.write_text("amqps://user:password@host:5671/vhost\n")
     settings = Settings.load({**environment, "DISPATCHER_AMQP_URL_FILE": str(url)})

@@ -72,7 +72,13 @@ def test_a_rate_limit_lets_its_rate_through():
 
 def test_a_slow_rate_limit_still_lets_one_through_at_a_time():
     bucket = TokenBucket(0.1)
-    assert [bucket.take(t) for t in (0.0, 5.0, 10.1, 15.0, 20.3)] == [True, False, True, False, True]
+    assert [bucket.take(t) for t in (0.0, 5.0, 10.1, 15.0, 20.3)] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 @given(st.floats(0, 200_000))

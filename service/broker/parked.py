@@ -19,7 +19,10 @@ from service.broker import codec, headers
 from service.broker.connection import TROUBLE, Address, open_connection
 from service.errors import BrokerError
 
-PREFETCH: Final = 100
+CHUNK: Final = 100
+"""Messages that a walk holds at a time; a consumer that holds its prefetch is sent no more."""
+
+CONFIRM_TIMEOUT: Final = 30.0
 IDLE: Final = 10.0
 """Seconds without a message after which a walk ends: another process holds the rest."""
 
@@ -88,16 +91,17 @@ class ParkedQueue:
 
         `route` says where each goes; None means that it is dropped.
         """
-        channel, count = await self._open(confirms=True)
+        channel, left = await self._open(confirms=True)
         done = 0
         try:
-            async for message in self._take(channel, count, prefetch=PREFETCH):
-                if done == limit:
+            while left and done != limit:
+                size = min(CHUNK, left) if limit is None else min(CHUNK, left, limit - done)
+                chunk = [message async for message in self._take(channel, size, prefetch=size)]
+                if not chunk:
                     break
-                parked = _parked(message)
-                matches = chosen(parked)
-                await self._move(channel, message, route(parked) if matches else self._tail(parked))
-                done += matches
+                left -= len(chunk)
+                moved = [self._move(channel, message, chosen, route) for message in chunk]
+                done += sum(await asyncio.gather(*moved))
         finally:
             await channel.close()
         return done
@@ -106,8 +110,12 @@ class ParkedQueue:
         return Place("", self._name, codec.parked_again(parked.properties))
 
     async def _move(
-        self, channel: AbstractChannel, message: DeliveredMessage, place: Place | None
-    ) -> None:
+        self, channel: AbstractChannel, message: DeliveredMessage, chosen: Choose, route: Route
+    ) -> bool:
+        """Bring a message to its place and tell whether it was a chosen one."""
+        parked = _parked(message)
+        matches = chosen(parked)
+        place = route(parked) if matches else self._tail(parked)
         if place is not None:
             await channel.basic_publish(
                 message.body,
@@ -115,9 +123,10 @@ class ParkedQueue:
                 routing_key=place.routing_key,
                 properties=place.properties,
                 mandatory=True,
-                timeout=IDLE * 3,
+                timeout=CONFIRM_TIMEOUT,
             )
-        await channel.basic_ack(_tag(message))
+        await channel.basic_ack(_tag(message), wait=False)
+        return matches
 
     async def _open(self, *, confirms: bool) -> tuple[AbstractChannel, int]:
         channel = await self._connection.channel(publisher_confirms=confirms, on_return_raises=True)
@@ -133,7 +142,10 @@ class ParkedQueue:
     async def _take(
         self, channel: AbstractChannel, count: int, *, prefetch: int
     ) -> AsyncIterator[DeliveredMessage]:
-        """Give the next `count` messages, fewer when others hold some of them."""
+        """Give the next `count` messages, fewer when others hold some of them.
+
+        With a prefetch of `count` the broker sends these and no other, so that the order stays.
+        """
         if count == 0:
             return
         inbox: asyncio.Queue[DeliveredMessage] = asyncio.Queue()

@@ -73,6 +73,11 @@ class EgressRules:
     ports: frozenset[int] = frozenset()
     allow_http: bool = False
 
+    def __post_init__(self) -> None:
+        """Read IPv4-mapped networks as IPv4, as addresses are."""
+        object.__setattr__(self, "allow", tuple(map(_unmapped_network, self.allow)))
+        object.__setattr__(self, "deny", tuple(map(_unmapped_network, self.deny)))
+
     def check(self, ip: str, port: int) -> str | None:
         """Judge an address as text (a scope such as `%eth0` is ignored) and a port."""
         try:
@@ -106,11 +111,6 @@ class EgressRules:
         if gateway is None or _first(self.allow, address):
             return _special(written, judged)
         return f"{written} is {SPECIAL[gateway]} of {judged} ({gateway})"
-
-
-def networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Read CIDRs or single addresses; IPv4-mapped ones become IPv4.  Raises `ValueError`."""
-    return tuple(_unmapped_network(ip_network(text.strip())) for text in texts)
 
 
 def _special(written: Address, judged: Address) -> str | None:

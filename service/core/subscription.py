@@ -68,7 +68,7 @@ STANDARD_SCHEDULE = (5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 7200
 class RetryPolicy:
     """When a failed round is followed by another.
 
-    `schedule` and `max_age` in seconds, `jitter` as the share (0–1) by which a delay may differ either
+    `schedule` and `max_age` in seconds, `jitter` as the share (0 to 1) by which a delay may differ either
     way, `permanent_statuses` are answers after which no retry makes sense.
     """
 

@@ -3,7 +3,7 @@
 `EgressConnector` asks the egress rules about every address at every connect, whether it came from DNS
 or was written in the URL, so a name that resolves to somewhere else the next time gains nothing.
 `Observation` is the channel back: what happened on the wire, per attempt, without aiohttp's tracing,
-which costs a third of a request.
+which costs a quarter of a request.
 """
 
 import asyncio
@@ -162,9 +162,13 @@ class EgressConnector(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - the name is aiohttp's
     ) -> Connection:
         """Return a connection from the pool or a new one, and tell the attempt which."""
-        connection = await super().connect(req, traces, timeout)
-        cast("WatchedProtocol", connection.protocol).serve(observation.get())
-        return connection
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = cast("WatchedProtocol", connection.protocol)
+            if len(protocol) == 0:
+                protocol.serve(observation.get())
+                return connection
+            connection.close()  # an answer lies there before the question
 
     def close_idle(self) -> None:
         """Drop the connections that wait, and those in use as soon as their answer is there."""

@@ -19,7 +19,7 @@ from service.core.address import EgressRules
 from service.core.signature import Signer, signer
 from service.core.subscription import Subscription, Target, TlsFiles
 
-_ROUTES = 16_384  # that are kept: about 3 kB each
+_ROUTES = 32_768  # that are kept: about 3 kB each
 _NUMERIC = re.compile(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+))*\.?", re.ASCII | re.IGNORECASE)
 # Headers that a subscription cannot set: they frame the request, or say what it is and who it is from.
 _RESERVED = frozenset(

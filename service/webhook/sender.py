@@ -101,11 +101,11 @@ class WebhookSender:
         started = self._clock.monotonic()
         try:
             route = self._routes.get(subscription, target)
+            headers = _headers(route, event_id_header, content, timestamp)
         except ValueError as error:
             return Failed(FailureKind.PROTOCOL, one_line(str(error)), 0.0)
         if route.forbidden is not None:
-            return Forbidden(route.forbidden)
-        headers = _headers(route, event_id_header, content, timestamp)
+            return Forbidden(one_line(route.forbidden))
         _trace(headers, traceparent, tracestate)
         return await self._exchange(route, headers, content.body, started)
 

@@ -86,10 +86,12 @@ class TlsContexts:
 
 def describe(error: ssl.SSLError) -> str:
     """Say shortly why a handshake failed."""
+    # Errors that Python makes itself lack what those of OpenSSL carry.
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _VERIFY_TEXTS.get(error.verify_code) or error.verify_message
-    reason = error.reason or ""
-    return _REASON_TEXTS.get(reason) or reason.replace("_", " ").lower() or "handshake failed"
+        text: str = getattr(error, "verify_message", "certificate refused")
+        return _VERIFY_TEXTS.get(getattr(error, "verify_code", 0), text)
+    reason: str = getattr(error, "reason", None) or "handshake failed"
+    return _REASON_TEXTS.get(reason) or reason.replace("_", " ").lower()
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:

@@ -1,0 +1,95 @@
+"""The tour behind `webhook-dispatcher demo`: the real thing at work, for somebody who has never seen it.
+
+    place        where it plays: a broker, names on it, a temporary folder
+    scenery      the subscriptions
+    receivers    the subscribers' side: servers that check every signature
+    dispatcher   `webhook-dispatcher run` as a child process, its log lines as they come
+    tour         the steps, and what each of them promises
+    ledger       who was owed what, and who got it
+    screen       how it looks
+
+The law here: nothing is acted.  What is shown was logged, received or listed a moment before, and a
+promise that is not kept ends the demo with exit status 1.  Nothing it started outlives it.
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine, Mapping
+from types import FrameType
+from typing import Any, Self
+
+from service.demo.place import place
+from service.demo.screen import Screen
+from service.demo.tour import Tour
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def run_demo(*, keep: bool) -> int:
+    """Show the tour and return the exit status; with `keep`, stay up until Ctrl-C.
+
+    To be called in the main thread.  Raises DispatcherError where something is missing (RabbitMQ is
+    not installed, the broker does not answer) or a promise was not kept: a sentence for a person.
+    """
+    screen = Screen()
+    with _Interrupts() as interrupts:
+        try:
+            return _play(os.environ, screen, interrupts, keep=keep)
+        except _Interrupted:
+            screen.line("\nInterrupted. Everything that was started is stopped.")
+            return 128 + interrupts.number
+
+
+def _play(environ: Mapping[str, str], screen: Screen, interrupts: "_Interrupts", *, keep: bool) -> int:
+    with place(environ, screen) as where:
+        try:
+            asyncio.run(interrupts.watch(Tour(where, screen).run(keep=keep)))
+        finally:
+            interrupts.ignore()
+    return 0
+
+
+class _Interrupted(BaseException):
+    """Somebody asked the program to end."""
+
+
+class _Interrupts:
+    """Ctrl-C, SIGTERM and SIGHUP: the first is an exception, or a cancellation while a loop runs.
+
+    Those after it are ignored: clearing away takes a moment, and must not be broken off.
+    """
+
+    def __init__(self) -> None:
+        self.number = int(signal.SIGINT)
+        self._task: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._before = {number: signal.signal(number, self._heard) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def ignore(self) -> None:
+        """Hear no more of them."""
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+    async def watch(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do the work as the task that a signal cancels."""
+        self._task = asyncio.current_task()
+        try:
+            await work
+        except asyncio.CancelledError:
+            raise _Interrupted from None
+        finally:
+            self._task = None
+
+    def _heard(self, number: int, _frame: FrameType | None) -> None:
+        self.ignore()
+        self.number = number
+        if self._task is None:
+            raise _Interrupted
+        self._task.get_loop().call_soon_threadsafe(self._task.cancel)

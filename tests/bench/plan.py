@@ -1,0 +1,39 @@
+"""How much is measured: more takes longer and wavers less."""
+
+from dataclasses import dataclass
+from typing import Final
+
+IN_FLIGHT: Final = 128
+"""Requests under way at once, in the dispatcher (its own default) and in the bare loops alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sizes of the measurements; `idle` and `latency` in seconds.
+
+    `pairs` is how often dispatcher and bare loops take turns, `deliveries` what each does in one turn
+    after `warm_up` deliveries that do not count.  `detours` are the deliveries that fail once, and those
+    that find their target saturated.
+    """
+
+    deliveries: int = 10_000
+    warm_up: int = 1_000
+    pairs: int = 5
+    detours: int = 3_000
+    detour_pairs: int = 3
+    latency: float = 8.0
+    idle: float = 5.0
+    subscriptions: int = 100_000
+    matches: int = 5_000
+
+
+FULL: Final = Plan()
+QUICK: Final = Plan(
+    deliveries=2_000,
+    pairs=2,
+    detours=1_000,
+    detour_pairs=1,
+    latency=3.0,
+    idle=2.0,
+    matches=2_000,
+)

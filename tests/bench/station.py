@@ -1,0 +1,173 @@
+"""The dispatcher under measurement: one process, its subscriptions, its queues.
+
+The tenant of an event decides who wants it, and so what is measured; what a subscription leaves out has
+the defaults of the dispatcher.
+"""
+
+import asyncio
+import sys
+import tempfile
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from service.broker.topology import Topology, topology
+
+from .events import EVENT_TYPE, Feed
+from .plan import IN_FLIGHT
+from .processes import MeasuringError, Process, module_environ, started
+from .receiver import Receiver
+
+SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+FAN_OUTS: Final = (1, 10)
+_READY_TIMEOUT: Final = 30.0
+_KEPT_LINES: Final = 5
+
+
+class Dispatcher:
+    """A dispatcher that runs; its log lines are read from a pipe, and counted by their names."""
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+        self._lines: dict[bytes, int] = {}
+        self._last: list[bytes] = []
+        self._connected = asyncio.Event()
+
+    def lines(self, message: str) -> int:
+        """Return how many log lines there were of one name."""
+        return self._lines.get(message.encode(), 0)
+
+    async def read(self) -> None:
+        """Read the log until the process ends."""
+        assert self.process.stdout is not None
+        rest = b""
+        while block := await self.process.stdout.read(2**18):
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                name = line.partition(b'"message":"')[2].partition(b'"')[0]
+                self._lines[name] = self._lines.get(name, 0) + 1
+            self._last = [*self._last, *lines[-_KEPT_LINES:]][-_KEPT_LINES:]
+            if b"broker.connected" in self._lines:
+                self._connected.set()
+
+    async def ready(self) -> None:
+        """Wait until it consumes; raises MeasuringError with what it last said."""
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT):
+                await self._connected.wait()
+        except TimeoutError:
+            raise MeasuringError(f"the dispatcher did not start: {self.last_words()}") from None
+
+    def last_words(self) -> str:
+        """Return the last lines of the log."""
+        return "\n".join(line.decode() for line in self._last)
+
+
+class Station:
+    """A dispatcher, and the names that it owns on the broker."""
+
+    def __init__(self, url: str, feed: Feed) -> None:
+        self.url = url
+        self.feed = feed
+        self._prefix = f"bench-{uuid.uuid4().hex[:12]}"
+        self.exchange = f"{self._prefix}.events"
+        self.topology: Topology = topology(self._prefix, self.exchange, ["#"])
+        self._others: list[str] = []
+        self.dispatcher: Dispatcher
+
+    async def fill(self, tenant: str, events: int) -> None:
+        """Lay out events for the dispatcher."""
+        await self.feed.fill(self.exchange, EVENT_TYPE, tenant, events)
+
+    async def queue_like_intake(self, name: str) -> str:
+        """Declare a queue of the same kind as the dispatcher's intake, and return its whole name."""
+        intake = self.topology.names.intake
+        [arguments] = [q.arguments for q in self.topology.queues if q.name == intake]
+        whole = f"{self._prefix}.{name}"
+        await self.feed.declare(whole, arguments)
+        self._others.append(whole)
+        return whole
+
+    async def clear(self) -> None:
+        """Delete everything that this station declared."""
+        queues = [queue.name for queue in self.topology.queues]
+        exchanges = [exchange.name for exchange in self.topology.exchanges]
+        await self.feed.delete([*queues, *self._others], [*exchanges, self.exchange])
+
+    def environ(self, folder: Path) -> dict[str, str]:
+        """Return the settings: the defaults, but for what a private receiver on loopback needs."""
+        return module_environ() | {
+            "DISPATCHER_AMQP_URL": self.url,
+            "DISPATCHER_PREFIX": self._prefix,
+            "DISPATCHER_EVENTS_EXCHANGE": self.exchange,
+            "DISPATCHER_SUBSCRIPTIONS": str(folder / "subscriptions.json"),
+            "DISPATCHER_INTAKE_PREFETCH": str(IN_FLIGHT),
+            "DISPATCHER_ALLOW_HTTP": "true",
+            "DISPATCHER_EGRESS_ALLOW": "127.0.0.0/8",
+            "DISPATCHER_ADMIN_PORT": "0",
+            "BENCH_SECRET": SECRET,
+        }
+
+
+@asynccontextmanager
+async def station(
+    url: str, feed: Feed, fastest: Receiver, hook: Receiver
+) -> AsyncIterator[Station]:
+    """Run a dispatcher with the subscriptions of all measurements."""
+    it = Station(url, feed)
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        (folder / "subscriptions.json").write_bytes(orjson.dumps(_subscriptions(fastest, hook)))
+        command = (sys.executable, "-m", "service", "run")
+        try:
+            async with started(*command, environ=it.environ(folder)) as process:
+                it.dispatcher = Dispatcher(process)
+                async with _reading(it.dispatcher):
+                    await it.dispatcher.ready()
+                    yield it
+        finally:
+            await it.clear()
+
+
+@asynccontextmanager
+async def _reading(dispatcher: Dispatcher) -> AsyncIterator[None]:
+    reading = asyncio.create_task(dispatcher.read())
+    try:
+        yield
+    finally:
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+def _subscriptions(fastest: Receiver, hook: Receiver) -> dict[str, Any]:
+    wanted = [
+        _subscription(f"fan-out-{fan_out}", fastest.url(f"/hook/{number}"), str(number))
+        for fan_out in FAN_OUTS
+        for number in range(fan_out)
+    ]
+    retry = {"schedule": ["1s"], "jitter": 0.0}
+    wanted += [
+        _subscription("direct", hook.url("/hook"), retry=retry),
+        _subscription("once", hook.url("/once"), retry=retry),
+        _subscription("arrivals", hook.url("/arrivals")),
+        _subscription("saturated", hook.url("/hook"), max_in_flight=None),
+    ]
+    return {"subscriptions": wanted}
+
+
+def _subscription(
+    tenant: str, url: str, name: str = "", *, max_in_flight: int | None = IN_FLIGHT, **more: Any
+) -> dict[str, Any]:
+    target = {"url": url} if max_in_flight is None else {"url": url, "max_in_flight": max_in_flight}
+    return {
+        "id": f"{tenant}.{name}" if name else tenant,
+        "tenant": tenant,
+        "event_types": ["order.*"],
+        "targets": [target],
+        "signing": {"scheme": "standard", "secrets": [{"env": "BENCH_SECRET"}]},
+        **more,
+    }

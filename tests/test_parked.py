@@ -1,0 +1,210 @@
+"""Dead letters and rejected events, looked at and put back to work, on a real RabbitMQ."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from pamqp.commands import Basic
+
+from service.broker import codec, topology
+from service.broker.connection import Address
+from service.broker.parked import Parked, ParkedQueue, connected
+from service.core.delivery import Attempt, Delivery, Reason
+from service.core.event import Event
+from service.errors import EventRejected
+from service.redrive import Wanted, tell_dead_letter, tell_rejected
+from tests.dispatcher import Station, station
+
+NOW = 1_800_000_000.0
+
+
+def delivery(
+    number: int, subscription_id: str = "a", event_type: str = "order.created"
+) -> Delivery:
+    event = Event(
+        f"event-{number:05}-of-16", event_type, "shop", "2027-01-15T08:00:00Z", NOW, b"{}"
+    )
+    attempt = Attempt(NOW, "https://a.example/", 500, "status 500", 12, "oops")
+    return Delivery(event, subscription_id, NOW, 3, 3, 0, NOW, history=(attempt,))
+
+
+@pytest.fixture
+async def it(amqp_url, prefix, events_exchange, tmp_path) -> AsyncIterator[Station]:
+    async with connected(Address([amqp_url])) as connection:
+        await topology.declare(connection, topology.topology(prefix, events_exchange, ["#"]))
+    async with station(amqp_url, prefix, events_exchange, tmp_path) as it:
+        yield it
+
+
+async def bury(it: Station, *deliveries: Delivery, reason: Reason = Reason.EXHAUSTED) -> None:
+    async with connected(Address([it.amqp_url])) as connection:
+        channel = await connection.channel()
+        for one in deliveries:
+            await channel.basic_publish(
+                one.event.data,
+                exchange=f"{it.prefix}.dead",
+                properties=codec.dead_properties(one, reason, NOW + 5),
+            )
+
+
+async def ids(it: Station, *arguments: str) -> list[str]:
+    told = await it.command("dead", "list", "--json", *arguments)
+    return [json.loads(line)["event_id"][6:11] for line in told.splitlines()]
+
+
+async def depth(it: Station, name: str) -> int:
+    async with connected(Address([it.amqp_url])) as connection:
+        channel = await connection.channel()
+        found = await channel.queue_declare(f"{it.prefix}.{name}", passive=True)
+        return found.message_count or 0
+
+
+async def test_listing_tells_what_the_contract_names_and_changes_nothing(it):
+    await bury(it, *(delivery(number) for number in range(300)))
+    first = await it.parked("dead")
+    assert await it.parked("dead") == first
+    assert [line["event_id"][6:11] for line in first] == [f"{n:05}" for n in range(300)]
+    assert first[0] == {
+        "event_id": "event-00000-of-16",
+        "event_type": "order.created",
+        "subscription_id": "a",
+        "reason": "exhausted",
+        "attempts": 3,
+        "first_attempt_at": "2027-01-15T08:00:00.000Z",
+        "dead_lettered_at": "2027-01-15T08:00:05.000Z",
+        "last_status": 500,
+        "last_error": "status 500",
+    }
+
+
+async def test_filters_narrow_a_list_down(it):
+    await bury(it, delivery(1), delivery(2, "b"), delivery(3, "b", "payment.failed"))
+    await bury(it, delivery(4), reason=Reason.GONE)
+    assert await ids(it, "--subscription", "b") == ["00002", "00003"]
+    assert await ids(it, "--type", "payment.*") == ["00003"]
+    assert await ids(it, "--reason", "gone") == ["00004"]
+    assert await ids(it, "--limit", "2") == ["00001", "00002"]
+    assert await ids(it, "--since", "2027-01-15T08:00:05Z", "--limit", "1") == ["00001"]
+    assert await ids(it, "--until", "2027-01-15T08:00:05Z") == []
+    assert await ids(it, "event-00002-of-16") == ["00002"]
+
+
+async def test_purging_some_leaves_the_rest_and_a_dry_run_leaves_all(it):
+    await bury(it, *(delivery(number, "ab"[number % 2]) for number in range(250)))
+    told = await it.command("dead", "purge", "--subscription", "b", "--dry-run", "--json")
+    assert json.loads(told) == {"purged": 125, "dry_run": True}
+    assert await depth(it, "dead") == 250
+    await it.command("dead", "purge", "--subscription", "b")
+    assert await ids(it) == [f"{n:05}" for n in range(0, 250, 2)]
+
+
+async def test_a_limit_bounds_what_is_redriven(it):
+    await bury(it, *(delivery(number) for number in range(5)))
+    assert "redriven: 2" in await it.command("dead", "redrive", "--limit", "2")
+    assert await ids(it) == ["00002", "00003", "00004"]
+    assert await depth(it, "deliveries") == 2
+
+
+async def test_a_redriven_delivery_begins_again_and_keeps_its_history(it):
+    await bury(it, delivery(1))
+    await it.command("dead", "redrive")
+    async with connected(Address([it.amqp_url])) as connection:
+        found = [one async for one in ParkedQueue(connection, f"{it.prefix}.deliveries").look()]
+    [again] = codec.read_deliveries(found[0].properties.headers, found[0].body)
+    assert (again.round, again.deferrals, again.attempts) == (1, 0, 3)
+    assert again.history == delivery(1).history
+    assert again.event == delivery(1).event
+    assert abs(again.created_at - time.time()) < 60
+
+
+async def test_a_strange_message_among_dead_letters_is_shown_kept_and_never_redriven(it):
+    async with connected(Address([it.amqp_url])) as connection:
+        channel = await connection.channel()
+        await channel.basic_publish(b"what?", exchange=f"{it.prefix}.dead")
+    await bury(it, delivery(1))
+    assert [line["reason"] for line in await it.parked("dead")] == ["unreadable", "exhausted"]
+    assert "redriven: 1" in await it.command("dead", "redrive")
+    assert [line["reason"] for line in await it.parked("dead")] == ["unreadable"]
+
+
+async def test_an_empty_queue_is_no_error(it):
+    assert await it.command("dead", "list", "--json") == ""
+    assert "0" in await it.command("rejected", "purge")
+
+
+async def test_a_missing_queue_says_so_in_one_line(it):
+    it.environ["DISPATCHER_PREFIX"] = "nothing-here"
+    told = await it.command("dead", "list", status=1)
+    assert told.count("\n") == 1
+    assert "nothing-here.dead" in told
+
+
+async def test_an_unreachable_broker_says_so_without_the_password(it):
+    it.environ["DISPATCHER_AMQP_URL"] = "amqp://me:hidden-pw@127.0.0.1:1/"
+    told = await it.command("dead", "list", status=1)
+    assert "hidden-pw" not in told
+    assert told.count("\n") == 1
+
+
+async def test_a_time_that_is_none_is_bad_usage(it):
+    assert "yesterday" in await it.command("dead", "list", "--since", "yesterday", status=2)
+
+
+def test_a_dead_letter_survives_its_way_through_the_queue():
+    properties = codec.dead_properties(delivery(1), Reason.GONE, NOW)
+    dead = codec.read_dead_letter(properties.headers, b"{}")
+    assert (dead.delivery, dead.reason, dead.at) == (delivery(1), Reason.GONE, NOW)
+
+
+def test_a_delivery_survives_its_way_through_the_ladder():
+    properties = codec.delivery_properties(delivery(1))
+    assert codec.read_deliveries(properties.headers, b"{}") == [delivery(1)]
+
+
+def test_a_split_event_becomes_a_delivery_for_each_subscription():
+    properties = codec.split_properties(delivery(1, ""), ["x", "y"])
+    assert codec.read_deliveries(properties.headers, b"{}") == [delivery(1, "x"), delivery(1, "y")]
+
+
+@pytest.mark.parametrize(
+    "state", [None, 5, "x", "{}", "[]", '{"event": {}}', b"\xff", {"a": 1}, '{"event": null}']
+)
+def test_a_message_of_somebody_else_is_no_delivery(state):
+    with pytest.raises(EventRejected):
+        codec.read_deliveries({codec.STATE: state}, b"{}")
+
+
+def test_a_rejected_event_comes_back_with_the_properties_it_had():
+    original = Basic.Properties(
+        content_type="application/json", message_id="m1", message_type="a.b", app_id="shop",
+        headers={"tenant": "acme", "x-death": [{"a": 1}], "CC": ["x"]},
+    )  # fmt: skip
+    parked = codec.rejected_properties(original, "a.b", EventRejected("not_json", "no"), "m1", NOW)
+    assert parked.message_id != "m1"
+    again = codec.restored_properties(codec.parked_again(parked))
+    assert again.headers == {"tenant": "acme"}
+    assert (again.message_id, again.message_type, again.app_id) == ("m1", "a.b", "shop")
+
+
+def test_headers_too_large_to_carry_on_are_dropped_and_it_is_said():
+    original = Basic.Properties(headers={f"h{n}": "x" * 1000 for n in range(120)})
+    parked = codec.rejected_properties(original, "k", EventRejected("not_json", "no"), None, NOW)
+    told = codec.read_rejected(parked, "k", b"")
+    assert told.detail == "no (its headers could not be kept)"
+    assert len(parked.headers or {}) < 10
+
+
+def test_what_the_broker_parked_itself_is_poison():
+    told, at = tell_rejected(Parked(b"{}", Basic.Properties(message_id="m"), "a.b"), False)
+    assert (told["reason"], told["event_id"], at) == ("poison", "m", None)
+
+
+@pytest.mark.parametrize(
+    "wanted", [Wanted(reason="gone"), Wanted(since=NOW + 9), Wanted(event_type="x")]
+)
+def test_what_is_not_wanted_does_not_fit(wanted: Wanted):
+    properties = codec.dead_properties(delivery(1), Reason.EXPIRED, NOW)
+    told, at = tell_dead_letter(Parked(b"{}", properties, ""), True)
+    assert not wanted.fits(told, at)
+    assert Wanted().fits(told, at)

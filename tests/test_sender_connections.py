@@ -1,0 +1,129 @@
+"""Connections are kept, judged, and never mixed up."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from tests.receivers import Answer, Hostile, Reader, Received, Recorder, Writer, read_request
+from tests.sending import (
+    OK,
+    both_loops,
+    event_loop_policy,  # noqa: F401 - taken up by pytest-asyncio
+    send,
+    sender_to,
+)
+
+from service.core.delivery import Answered, FailureKind
+
+pytestmark = both_loops
+
+
+async def test_connections_are_used_again() -> None:
+    receiver = Recorder(answer=lambda _: Answer(200, b"ok"))
+    async with sender_to(receiver) as (sender, subscription):
+        for _ in range(5):
+            await send(sender, subscription)
+    assert receiver.connections == 1
+
+
+async def test_a_hundred_attempts_at_once_need_no_free_slot() -> None:
+    receiver = Recorder(answer=lambda _: Answer(delay=0.1))
+    async with sender_to(receiver) as (sender, subscription):
+        outcomes = await asyncio.gather(*[send(sender, subscription) for _ in range(150)])
+    assert all(isinstance(outcome, Answered) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("ending", ["close", "abort"])
+async def test_a_kept_connection_that_dies_before_an_answer_is_told_to_be_stale(
+    ending: str,
+) -> None:
+    async def once(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(OK)
+        await read_request(reader)
+        getattr(writer.transport, ending)()
+
+    async with sender_to(Hostile(once)) as (sender, subscription):
+        assert isinstance(await send(sender, subscription), Answered)
+        outcome = await send(sender, subscription)
+    assert outcome.kind is FailureKind.RESET
+    assert outcome.stale_connection
+
+
+async def test_a_kept_connection_that_dies_within_an_answer_is_not_stale() -> None:
+    async def once(reader: Reader, writer: Writer) -> None:
+        await read_request(reader)
+        writer.write(OK)
+        await read_request(reader)
+        writer.write(b"HTTP/1.1 200 O")
+        await writer.drain()
+        writer.transport.abort()
+
+    async with sender_to(Hostile(once)) as (sender, subscription):
+        assert isinstance(await send(sender, subscription), Answered)
+        outcome = await send(sender, subscription)
+    assert outcome.kind is FailureKind.RESET
+    assert not outcome.stale_connection
+
+
+async def test_bytes_between_requests_are_not_taken_for_an_answer() -> None:
+    seen_again = asyncio.Event()
+
+    async def double(reader: Reader, writer: Writer) -> None:
+        request = await read_request(reader)
+        if request.headers["webhook-timestamp"] == "2":
+            seen_again.set()
+            writer.write(b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n")
+            return
+        writer.write(OK)
+        await writer.drain()
+        await answered.wait()
+        writer.write(OK)
+        await writer.drain()
+        await reader.read()
+        closed.set()
+
+    answered, closed = asyncio.Event(), asyncio.Event()
+    async with sender_to(Hostile(double)) as (sender, subscription):
+        assert (await send(sender, subscription, timestamp=1)).status == 200
+        answered.set()
+        await asyncio.wait_for(closed.wait(), 5)
+        assert (await send(sender, subscription, timestamp=2)).status == 500
+    assert seen_again.is_set()
+
+
+async def test_an_answer_that_lies_there_before_the_question_is_not_taken() -> None:
+    receiver = Recorder()
+    async with sender_to(receiver) as (sender, subscription):
+        await send(sender, subscription)
+        (protocol,) = sender._connector._protocols
+        protocol.feed_data((SimpleNamespace(code=500), None))
+        assert (await send(sender, subscription)).status == 200
+    assert receiver.connections == 2
+
+
+async def test_closing_idle_connections_makes_the_next_attempt_connect_anew() -> None:
+    receiver = Recorder()
+    async with sender_to(receiver) as (sender, subscription):
+        await send(sender, subscription)
+        sender.close_idle()
+        await send(sender, subscription)
+    assert receiver.connections == 2
+
+
+async def test_connections_in_use_end_with_their_answer_after_closing_idle_ones() -> None:
+    release = asyncio.Event()
+
+    async def wait(_: Received) -> int:
+        await release.wait()
+        return 200
+
+    receiver = Recorder(answer=wait)
+    async with sender_to(receiver) as (sender, subscription):
+        first = asyncio.create_task(send(sender, subscription))
+        await receiver.wait_for(1)
+        sender.close_idle()
+        release.set()
+        assert isinstance(await first, Answered)
+        await send(sender, subscription)
+    assert receiver.connections == 2

@@ -1,0 +1,187 @@
+"""Whatever a receiver does wrong is named, bounded, and never raised."""
+
+import asyncio
+
+import pytest
+from tests.receivers import (
+    Behaviour,
+    Hostile,
+    Reader,
+    Recorder,
+    Writer,
+    deaf,
+    drips,
+    floods,
+    resets,
+    says,
+    silent,
+)
+from tests.sending import (
+    LOOPBACK,
+    OK,
+    attempt,
+    attempt_at,
+    both_loops,
+    event_loop_policy,  # noqa: F401 - taken up by pytest-asyncio
+    free_port,
+    send,
+    subscribe,
+    until,
+)
+
+from service.core.delivery import Failed, FailureKind, Forbidden
+from service.webhook.formats import Content
+from service.webhook.sender import WebhookSender
+
+pytestmark = both_loops
+
+
+async def test_a_refused_connection_is_a_failure_to_connect() -> None:
+    outcome = await attempt(f"http://127.0.0.1:{free_port()}/")
+    assert outcome.kind is FailureKind.CONNECT
+    assert outcome.detail.endswith("no connection: Connection refused")
+
+
+async def test_a_name_that_does_not_resolve_is_a_failure_of_dns() -> None:
+    outcome = await attempt("http://nowhere.invalid/hook")
+    assert outcome.kind is FailureKind.DNS
+    assert outcome.detail.startswith("nowhere.invalid:80: name does not resolve: ")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "detail"),
+    [
+        (silent, "no answer in time"),
+        (deaf, "no answer in time"),
+        (drips(b"HTTP/1.1 200 OK\r\nX: "), "answer not complete in time"),
+        (
+            drips(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n"),
+            "answer 200 not complete in time",
+        ),
+        (drips(b"HTTP/1.1 503 OK\r\n\r\n"), "answer 503 not complete in time"),
+    ],
+)
+@pytest.mark.parametrize("limit", [0.2, 0.45])
+async def test_the_deadline_covers_everything_up_to_the_last_byte(
+    behaviour: Behaviour, detail: str, limit: float
+) -> None:
+    outcome = await attempt_at(behaviour, timeout=limit)
+    assert outcome.kind is FailureKind.TIMEOUT
+    assert outcome.detail.endswith(detail)
+    assert limit - 0.002 < outcome.duration < limit + 0.15  # uvloop counts whole milliseconds
+
+
+async def test_a_receiver_that_reads_nothing_of_a_large_body_ends_by_the_deadline() -> None:
+    async with Hostile(deaf) as receiver, WebhookSender(rules=LOOPBACK) as sender:
+        to = subscribe(receiver.url, timeout=0.3)
+        outcome = await send(sender, to, content=Content(b"x" * 10_000_000))
+    assert outcome.kind is FailureKind.TIMEOUT
+    assert outcome.duration < 0.5
+
+
+async def test_a_handshake_that_hangs_ends_by_the_connect_timeout() -> None:
+    async with Hostile(silent) as receiver:
+        url = receiver.url.replace("http:", "https:")
+        outcome = await attempt(url, timeout=5.0, connect_timeout=0.2)
+    assert outcome.kind is FailureKind.TIMEOUT
+    assert outcome.detail.endswith("no connection in time")
+    assert outcome.duration < 0.5
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        says(),
+        resets(),
+        says(b"HTTP/1.1 200 OK\r\nContent-Le"),
+        resets(b"HTTP/1.1 200 OK\r\nContent-Le"),
+        says(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"),
+        resets(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"),
+        says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nhalf"),
+        resets(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"),
+    ],
+)
+async def test_a_connection_that_ends_early_is_a_reset(behaviour: Behaviour) -> None:
+    outcome = await attempt_at(behaviour)
+    assert outcome.kind is FailureKind.RESET
+    assert not outcome.stale_connection
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"\x00\x01\x02\x03garbage\r\n\r\n",
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 abc OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5_000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1_000_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 " + b"y" * 1_000_000 + b"\r\n\r\n",
+    ],
+)
+async def test_garbage_is_a_failure_of_the_protocol_told_in_one_line(answer: bytes) -> None:
+    outcome = await attempt_at(says(answer))
+    assert outcome.kind is FailureKind.PROTOCOL
+    assert len(outcome.detail) <= 200
+    assert outcome.detail.isprintable()
+
+
+async def test_an_endless_row_of_interim_answers_ends_soon() -> None:
+    outcome = await attempt_at(floods(b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100))
+    assert outcome.kind is FailureKind.PROTOCOL
+    assert outcome.detail.endswith("more than 16 interim answers")
+
+
+@pytest.mark.parametrize(
+    ("head", "chunk"),
+    [
+        (b"", b"\r\n" * 5_000),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x" * 10_000),
+    ],
+    ids=["empty lines", "chunk extension"],
+)
+async def test_what_a_parser_swallows_for_ever_ends_soon(head: bytes, chunk: bytes) -> None:
+    outcome = await attempt_at(floods(head, chunk))
+    assert outcome.kind is FailureKind.PROTOCOL
+    assert outcome.detail.endswith("more than 1048576 bytes before its end")
+
+
+async def test_a_few_interim_answers_are_passed_over() -> None:
+    outcome = await attempt_at(says(b"HTTP/1.1 100 Continue\r\n\r\n" * 2, OK))
+    assert outcome.status == 200
+
+
+async def test_a_receiver_that_speaks_first_is_heard_after_the_request() -> None:
+    async def speak(_reader: Reader, writer: Writer) -> None:
+        writer.write(b"220 smtp.example.com ESMTP\r\n")
+        await writer.drain()
+
+    outcome = await attempt_at(speak)
+    assert outcome.kind in {FailureKind.PROTOCOL, FailureKind.RESET}
+
+
+@pytest.mark.parametrize(
+    "url", ["http://", "https:///x", "http://[::1/", "http://a:99999/", "nonsense"]
+)
+async def test_a_url_that_cannot_be_used_is_a_failure_that_does_not_repeat_it(url: str) -> None:
+    outcome = await attempt(url)
+    assert isinstance(outcome, Failed | Forbidden)
+    assert url not in outcome.detail or url == "nonsense"
+
+
+async def test_headers_that_cannot_be_sent_are_a_failure() -> None:
+    async with Recorder() as receiver:
+        outcome = await attempt(receiver.url, headers={"X-Bad": "a\r\nb: c"})
+    assert outcome.kind is FailureKind.PROTOCOL
+
+
+async def test_cancelling_the_caller_cancels_the_attempt() -> None:
+    async with Hostile(silent) as receiver, WebhookSender(rules=LOOPBACK) as sender:
+        task = asyncio.create_task(send(sender, subscribe(receiver.url)))
+        await until(lambda: receiver.connections == 1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task

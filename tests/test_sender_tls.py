@@ -1,0 +1,191 @@
+"""Certificates are verified and shown, and refusals are told apart."""
+
+import shutil
+import ssl
+import time
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.certificates import Authority
+from tests.receivers import Hostile, Reader, Recorder, Writer
+from tests.sending import (
+    LOOPBACK,
+    attempt,
+    both_loops,
+    event_loop_policy,  # noqa: F401 - taken up by pytest-asyncio
+    send,
+    subscribe,
+)
+
+from service.core.address import EgressRules
+from service.core.delivery import Answered, FailureKind
+from service.core.subscription import TlsFiles
+from service.webhook.sender import WebhookSender
+from service.webhook.tls import describe
+
+pytestmark = both_loops
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+async def test_a_certificate_of_the_subscriptions_authority_is_accepted(
+    authority: Authority,
+) -> None:
+    async with Recorder(tls=authority.server()) as receiver:
+        tls = TlsFiles(ca_file=authority.ca_file)
+        outcome = await attempt(receiver.url, tls=tls, rules=EgressRules(allow=LOOPBACK.allow))
+    assert isinstance(outcome, Answered)
+
+
+@pytest.mark.parametrize(
+    ("server", "trusts", "detail"),
+    [
+        ({}, False, "certificate of an unknown CA"),
+        ({"expired": True}, True, "certificate has expired"),
+        ({"host": "127.0.0.9"}, True, "certificate is for another address"),
+        ({"host": "other.example.com"}, True, "certificate is for another address"),
+    ],
+)
+async def test_bad_certificates_are_told_apart(
+    authority: Authority, server: dict[str, Any], *, trusts: bool, detail: str
+) -> None:
+    tls = TlsFiles(ca_file=authority.ca_file) if trusts else TlsFiles()
+    async with Recorder(tls=authority.server(**server)) as receiver:
+        outcome = await attempt(receiver.url, tls=tls)
+        assert receiver.requests == []
+    assert outcome.kind is FailureKind.TLS
+    assert outcome.detail == f"127.0.0.1:{receiver.port}: {detail}"
+
+
+async def test_a_certificate_for_another_name_is_refused(authority: Authority) -> None:
+    async with Recorder(tls=authority.server("other.example.com")) as receiver:
+        url = f"https://localhost:{receiver.port}/"
+        outcome = await attempt(url, tls=TlsFiles(ca_file=authority.ca_file))
+    assert outcome.kind is FailureKind.TLS
+    assert outcome.detail.endswith("certificate is for another host name")
+
+
+async def test_a_client_certificate_is_shown_where_it_is_demanded(authority: Authority) -> None:
+    cert, key = authority.issue("dispatcher")
+    async with Recorder(tls=authority.server(demand_client=True)) as receiver:
+        shown = TlsFiles(authority.ca_file, cert, key)
+        accepted = await attempt(receiver.url, tls=shown)
+        refused = await attempt(receiver.url, tls=TlsFiles(authority.ca_file))
+    assert isinstance(accepted, Answered)
+    # In TLS 1.3 the refusal comes after the handshake, and the end of the connection may overtake it.
+    assert refused.kind in {FailureKind.TLS, FailureKind.RESET}
+
+
+async def test_tls_older_than_1_2_is_not_spoken(authority: Authority) -> None:
+    async with Recorder(tls=outdated(authority.server())) as receiver:
+        outcome = await attempt(receiver.url, tls=TlsFiles(authority.ca_file))
+        assert receiver.requests == []
+    # The server may close the connection instead of saying why.
+    assert outcome.kind in {FailureKind.TLS, FailureKind.RESET}
+
+
+def test_refused_handshakes_are_told_apart(authority: Authority) -> None:
+    client = ssl.create_default_context(cafile=authority.ca_file)
+    demanding = authority.server(demand_client=True)
+    assert describe(handshake_error(demanding, client)) == "the target demands a client certificate"
+    demanding.maximum_version = ssl.TLSVersion.TLSv1_2
+    assert describe(handshake_error(demanding, client)) == "the target refused the handshake"
+    old = outdated(authority.server())
+    assert describe(handshake_error(old, client)) == "the target speaks no TLS 1.2 or newer"
+
+
+async def test_connections_of_different_client_certificates_are_not_mixed(
+    authority: Authority,
+) -> None:
+    cert, key = authority.issue("dispatcher")
+    async with (
+        Recorder(tls=authority.server()) as receiver,
+        WebhookSender(rules=LOOPBACK) as sender,
+    ):
+        await send(sender, subscribe(receiver.url, tls=TlsFiles(authority.ca_file)))
+        await send(sender, subscribe(receiver.url, tls=TlsFiles(authority.ca_file, cert, key)))
+        await send(sender, subscribe(receiver.url, tls=TlsFiles(authority.ca_file)))
+        assert receiver.connections == 2
+
+
+async def test_changed_certificate_files_are_taken_up(authority: Authority, tmp_path: Path) -> None:
+    other = Authority(tmp_path, "other")
+    ca_file = tmp_path / "trusted.pem"
+    shutil.copy(other.ca_file, ca_file)
+    tls = TlsFiles(ca_file=str(ca_file))
+    clock = Clock()
+    async with (
+        Recorder(tls=authority.server()) as receiver,
+        WebhookSender(rules=LOOPBACK, clock=clock) as sender,
+    ):
+        to = subscribe(receiver.url, tls=tls)
+        assert (await send(sender, to)).kind is FailureKind.TLS
+        shutil.copy(authority.ca_file, ca_file)
+        clock.ahead += 2
+        assert isinstance(await send(sender, to), Answered)
+
+
+@pytest.mark.parametrize("content", [None, "not a certificate"])
+async def test_certificate_files_that_cannot_be_used_are_a_failure_of_tls(
+    tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    outcome = await attempt("https://127.0.0.1:1/", tls=TlsFiles(ca_file=str(path)))
+    assert outcome.kind is FailureKind.TLS
+    assert "certificate files cannot be used" in outcome.detail
+
+
+async def test_plain_http_behind_an_https_url_is_a_failure_of_tls() -> None:
+    async def speak(_reader: Reader, writer: Writer) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+
+    async with Hostile(speak) as receiver:
+        outcome = await attempt(receiver.url.replace("http:", "https:"))
+    assert outcome.kind is FailureKind.TLS
+    assert outcome.detail.endswith("the target does not speak TLS")
+
+
+def outdated(server: ssl.SSLContext) -> ssl.SSLContext:
+    server.set_ciphers("ALL:@SECLEVEL=0")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        server.minimum_version = ssl.TLSVersion.TLSv1
+        server.maximum_version = ssl.TLSVersion.TLSv1_1
+    return server
+
+
+def handshake_error(server: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLError:
+    """Shake hands in memory, and return what the client makes of the refusal."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    there = server.wrap_bio(to_server, to_client, server_side=True)
+    here = client.wrap_bio(to_client, to_server, server_hostname="127.0.0.1")
+    for _ in range(3):
+        try:
+            here.do_handshake()
+            here.read(1)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            return error
+        with suppress(ssl.SSLError):
+            there.do_handshake()
+    raise AssertionError("the handshake was not refused")
+
+
+class Clock:
+    ahead = 0.0
+
+    def now(self) -> float:
+        return time.time() + self.ahead
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
