@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import uvloop
-from tests.receivers import Behaviour, Hostile, Server
 
 from service.core.address import EgressRules, Network
 from service.core.subscription import Scheme, Signing, Subscription, Target
 from service.webhook.formats import Content
 from service.webhook.sender import WebhookSender
+from tests.receivers import Behaviour, Hostile, Server
 
 
 def networks(*texts: str) -> tuple[Network, ...]:

@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from service.core.address import EgressRules
+from service.core.delivery import Answered, Failed, FailureKind, Forbidden
+from service.core.subscription import TlsFiles
+from service.webhook.sender import WebhookSender
 from tests.certificates import Authority
 from tests.receivers import ConnectProxy, Hostile, Recorder, silent
 from tests.sending import (
@@ -20,11 +25,6 @@ from tests.sending import (
     send,
     subscribe,
 )
-
-from service.core.address import EgressRules
-from service.core.delivery import Answered, Failed, FailureKind, Forbidden
-from service.core.subscription import TlsFiles
-from service.webhook.sender import WebhookSender
 
 pytestmark = both_loops
 

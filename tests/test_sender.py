@@ -12,6 +12,12 @@ from typing import Any
 
 import pytest
 import standardwebhooks
+
+from service import __version__
+from service.core.delivery import Answered, FailureKind
+from service.core.subscription import Scheme, Signing
+from service.webhook.formats import Content
+from service.webhook.sender import WebhookSender
 from tests.receivers import Answer, Hostile, Reader, Recorder, Writer, floods, read_request, says
 from tests.sending import (
     BODY,
@@ -30,12 +36,6 @@ from tests.sending import (
     subscribe,
     until,
 )
-
-from service import __version__
-from service.core.delivery import Answered, FailureKind
-from service.core.subscription import Scheme, Signing
-from service.webhook.formats import Content
-from service.webhook.sender import WebhookSender
 
 pytestmark = both_loops
 

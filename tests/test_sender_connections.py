@@ -4,6 +4,8 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+
+from service.core.delivery import Answered, FailureKind
 from tests.receivers import Answer, Hostile, Reader, Received, Recorder, Writer, read_request
 from tests.sending import (
     OK,
@@ -12,8 +14,6 @@ from tests.sending import (
     send,
     sender_to,
 )
-
-from service.core.delivery import Answered, FailureKind
 
 pytestmark = both_loops
 

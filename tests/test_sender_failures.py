@@ -3,6 +3,10 @@
 import asyncio
 
 import pytest
+
+from service.core.delivery import Failed, FailureKind, Forbidden
+from service.webhook.formats import Content
+from service.webhook.sender import WebhookSender
 from tests.receivers import (
     Behaviour,
     Hostile,
@@ -28,10 +32,6 @@ from tests.sending import (
     subscribe,
     until,
 )
-
-from service.core.delivery import Failed, FailureKind, Forbidden
-from service.webhook.formats import Content
-from service.webhook.sender import WebhookSender
 
 pytestmark = both_loops
 

@@ -9,6 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from service.core.address import EgressRules
+from service.core.delivery import Answered, FailureKind
+from service.core.subscription import TlsFiles
+from service.webhook.sender import WebhookSender
+from service.webhook.tls import describe
 from tests.certificates import Authority
 from tests.receivers import Hostile, Reader, Recorder, Writer
 from tests.sending import (
@@ -19,12 +25,6 @@ from tests.sending import (
     send,
     subscribe,
 )
-
-from service.core.address import EgressRules
-from service.core.delivery import Answered, FailureKind
-from service.core.subscription import TlsFiles
-from service.webhook.sender import WebhookSender
-from service.webhook.tls import describe
 
 pytestmark = both_loops
 

@@ -4,9 +4,12 @@
     scenery      the subscriptions
     receivers    the subscribers' side: servers that check every signature
     dispatcher   `webhook-dispatcher run` as a child process, its log lines as they come
-    tour         the steps, and what each of them promises
+    tour         one showing, from its first process to its last
+    steps        what is shown, and what each step promises
     ledger       who was owed what, and who got it
+    rows         log lines beside what the receivers saw
     screen       how it looks
+    keeping      what stays up afterwards, if asked for
 
 The law here: nothing is acted.  What is shown was logged, received or listed a moment before, and a
 promise that is not kept ends the demo with exit status 1.  Nothing it started outlives it.
@@ -23,6 +26,9 @@ from service.demo.place import place
 from service.demo.screen import Screen
 from service.demo.tour import Tour
 
+_WELCOME = """Events go into RabbitMQ, and arrive at subscribed webhooks. Seven steps show how, and what
+happens when something fails. Broker, dispatcher, receivers and events are real; it takes about half a
+minute, and cleans up after itself."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -33,6 +39,9 @@ def run_demo(*, keep: bool) -> int:
     not installed, the broker does not answer) or a promise was not kept: a sentence for a person.
     """
     screen = Screen()
+    screen.title("webhook-dispatcher demo")
+    screen.tell(_WELCOME)
+    screen.line()
     with _Interrupts() as interrupts:
         try:
             return _play(os.environ, screen, interrupts, keep=keep)
@@ -41,7 +50,9 @@ def run_demo(*, keep: bool) -> int:
             return 128 + interrupts.number
 
 
-def _play(environ: Mapping[str, str], screen: Screen, interrupts: "_Interrupts", *, keep: bool) -> int:
+def _play(
+    environ: Mapping[str, str], screen: Screen, interrupts: "_Interrupts", *, keep: bool
+) -> int:
     with place(environ, screen) as where:
         try:
             asyncio.run(interrupts.watch(Tour(where, screen).run(keep=keep)))

@@ -18,7 +18,7 @@ from service.demo.place import CODE, DemoFailed, Place
 
 START_TIMEOUT: Final = 30.0
 STEP_TIMEOUT: Final = 15.0
-STOP_TIMEOUT: Final = 15.0
+END_TIMEOUT: Final = 30.0
 _POLL: Final = 0.01
 _LINE_LIMIT: Final = 1 << 20
 _WATCHDOG: Final = """\
@@ -34,19 +34,21 @@ Line = dict[str, Any]
 class Dispatcher:
     """A running dispatcher; `lines` are its log lines, `raw` the same as they were written."""
 
-    def __init__(self, place: Place, environ: Mapping[str, str], on_line: Callable[[Line], None]) -> None:
+    def __init__(
+        self, place: Place, environ: Mapping[str, str], on_line: Callable[[Line], None]
+    ) -> None:
         self.lines: list[Line] = []
         self.raw: list[str] = []
         self._place = place
         self._environ = {**place.environ, **environ}
         self._on_line = on_line
-        self._process: asyncio.subprocess.Process
+        self.process: asyncio.subprocess.Process
         self._reading: asyncio.Task[None]
 
     @property
     def pid(self) -> int:
         """The process id."""
-        return self._process.pid
+        return self.process.pid
 
     def of(self, message: str, **fields: Any) -> list[Line]:
         """Return the log lines of one kind with these fields."""
@@ -64,6 +66,7 @@ class Dispatcher:
         deadline = time.monotonic() + seconds
         while not condition():
             if self._reading.done() and not condition():
+                self._reading.result()
                 raise DemoFailed(f"the dispatcher ended while the demo waited for {what}")
             if time.monotonic() > deadline:
                 raise DemoFailed(f"{what} did not happen within {seconds:g} s")
@@ -78,12 +81,16 @@ class Dispatcher:
     def send_sigterm(self) -> None:
         """Ask it to drain and end."""
         with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGTERM)
+            self.process.send_signal(signal.SIGTERM)
 
     async def ended(self) -> int:
-        """Return the exit status once it has ended and every line was read."""
-        status = await self._process.wait()
-        await self._reading
+        """Return the exit status once it has ended and every line was read; raises DemoFailed."""
+        try:
+            async with asyncio.timeout(END_TIMEOUT):
+                status = await self.process.wait()
+                await self._reading
+        except TimeoutError:
+            raise DemoFailed(f"the dispatcher did not end within {END_TIMEOUT:g} s") from None
         return status
 
     def last_words(self) -> str:
@@ -94,7 +101,7 @@ class Dispatcher:
     async def launch(self) -> None:
         """Start the process."""
         with (self._place.folder / "dispatcher.err").open("ab") as errors:
-            self._process = await asyncio.create_subprocess_exec(
+            self.process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "service", "run"),
                 cwd=CODE,
                 env=self._environ,
@@ -110,18 +117,18 @@ class Dispatcher:
         """Make sure that the process is gone: in order, by force after a deadline."""
         self.send_sigterm()
         try:
-            async with asyncio.timeout(STOP_TIMEOUT):
-                await self._process.wait()
+            async with asyncio.timeout(END_TIMEOUT):
+                await self.process.wait()
         except TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+            self.process.kill()
+            await self.process.wait()
         self._reading.cancel()
         await asyncio.gather(self._reading, return_exceptions=True)
 
     async def _read(self) -> None:
-        assert self._process.stdout is not None  # noqa: S101 - it was opened as a pipe
+        assert self.process.stdout is not None  # noqa: S101 - it was opened as a pipe
         with self._place.log_file.open("ab", buffering=0) as log:
-            async for line in self._process.stdout:
+            async for line in self.process.stdout:
                 log.write(line)
                 self.raw.append(line.decode().rstrip())
                 told = orjson.loads(line)
@@ -144,7 +151,9 @@ async def running(
             )
             yield dispatcher
         except DemoFailed as failure:
-            raise DemoFailed(f"{failure}\nThe dispatcher's last words:\n{dispatcher.last_words()}") from None
+            raise DemoFailed(
+                f"{failure}\nThe dispatcher's last words:\n{dispatcher.last_words()}"
+            ) from None
         finally:
             await dispatcher.end()
             tell(None)

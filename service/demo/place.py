@@ -91,6 +91,10 @@ class Place:
         try:
             async with asyncio.timeout(COMMAND_TIMEOUT):
                 out, err = await process.communicate()
+        except TimeoutError:
+            raise DemoFailed(
+                f"`{' '.join(arguments)}` took longer than {COMMAND_TIMEOUT:g} s"
+            ) from None
         finally:
             if process.returncode is None:
                 process.kill()
@@ -117,7 +121,9 @@ def place(environ: Mapping[str, str], screen: Screen) -> Iterator[Place]:
         screen.line("Starting a private RabbitMQ: this takes some seconds.")
         with PrivateBroker() as broker:
             took = time.monotonic() - started
-            screen.fact("RabbitMQ", f"a private node on 127.0.0.1:{broker.port}, up in {took:.1f} s")
+            screen.fact(
+                "RabbitMQ", f"a private node on 127.0.0.1:{broker.port}, up in {took:.1f} s"
+            )
             names = {"AMQP_URL": broker.url, "PREFIX": "webhooks", "EVENTS_EXCHANGE": "events"}
             yield _new(environ, names, folder, shared=False)
 
@@ -132,7 +138,9 @@ def _on_shared_broker(
     address = where.address
     asyncio.run(_try(address))
     hosts = ", ".join(urlsplit(url).hostname or "" for url in address.urls)
-    screen.fact("RabbitMQ", f"yours on {hosts}; all names begin with {prefix} and are deleted later")
+    screen.fact(
+        "RabbitMQ", f"yours on {hosts}; all names begin with {prefix} and are deleted later"
+    )
     try:
         yield where
     finally:

@@ -1,10 +1,10 @@
 """The demo's subscriptions: one for each thing that it shows.
 
-    warehouse, crm   both want orders: one event, two deliveries
-    dashboard        two targets, weights 3 and 1
-    on-call          two targets in order, of which the first refuses connections
-    billing          a target that is unwell for two attempts
-    dunning          a target that is unwell for longer than its retry schedule
+warehouse, crm   both want orders: one event, two deliveries
+dashboard        two targets, weights 3 and 1
+on-call          two targets in order, of which the first refuses connections
+billing          a target that is unwell for two attempts
+dunning          a target that is unwell for longer than its retry schedule
 """
 
 from collections.abc import Mapping

@@ -25,6 +25,8 @@ import uvloop
 from aio_pika.abc import AbstractIncomingMessage
 from aiormq.abc import AbstractChannel, DeliveredMessage
 
+from tests.bench.processes import say
+
 _FLUSH_EVERY = 0.004
 _HEADERS = {"Content-Type": "application/json"}
 _BODY = b'{"type":"order.created","timestamp":"2030-01-31T12:00:00Z","data":{"note":"%b"}}' % (
@@ -167,6 +169,7 @@ async def run(kind: str, url: str, queue: str, hook: str, fan_out: int, in_fligh
             "post": lambda: on_demand(sender, in_flight),
         }
         async with loops[kind]():
+            say("consumes")
             await stop.wait()
 
 

@@ -10,15 +10,16 @@ import asyncio
 import statistics
 import sys
 import time
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from .plan import IN_FLIGHT, Plan
-from .processes import (
+from tests.bench.events import Feed
+from tests.bench.plan import IN_FLIGHT, Plan
+from tests.bench.processes import (
     MeasuringError,
-    Process,
     cpu_seconds,
     line_from,
     module_environ,
@@ -26,8 +27,8 @@ from .processes import (
     resume,
     started,
 )
-from .receiver import Receiver
-from .station import Station
+from tests.bench.receiver import Receiver
+from tests.bench.station import Station
 
 DISPATCHER: Final = "dispatcher"
 AIO_PIKA: Final = "aio-pika"
@@ -40,7 +41,7 @@ _SLOWEST: Final = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A process that delivers what `lay_out(deliveries)` laid out for it."""
+    """A process that delivers what `lay_out(deliveries)` lays out for it."""
 
     name: str
     process: Process
@@ -64,6 +65,28 @@ class Turn:
     def rate(self) -> float:
         """Return deliveries a second."""
         return self.deliveries / self.elapsed
+
+
+@dataclass(frozen=True, slots=True)
+class BareConsumer:
+    """A bare loop, and the queue that it consumes."""
+
+    kind: str
+    process: Process
+    queue: str
+    feed: Feed
+
+    async def publish(self) -> None:
+        """Publish one event for it."""
+        await self.feed.publish("", self.queue, "bare")
+
+    def contender(self, fan_out: int) -> Contender:
+        """Return it as one that takes part in turns."""
+
+        async def lay_out(deliveries: int) -> None:
+            await self.feed.fill("", self.queue, "bare", deliveries // fan_out)
+
+        return Contender(self.kind, self.process, lay_out)
 
 
 Turns = Mapping[str, Sequence[Turn]]
@@ -120,7 +143,8 @@ async def measure_cost(
         contenders = [_dispatcher(station, f"fan-out-{fan_out}", fan_out)]
         for kind in (AIO_PIKA, AIORMQ):
             loop = bare_consumer(station, kind, receiver.url(), fan_out)
-            contenders.append(await stack.enter_async_context(loop))
+            consumer = await stack.enter_async_context(loop)
+            contenders.append(consumer.contender(fan_out))
         if fan_out == 1:
             contenders.append(await stack.enter_async_context(_bare_posts(receiver)))
         return await take_turns(contenders, receiver, plan)
@@ -143,15 +167,11 @@ def dispatcher_for(station: Station, tenant: str) -> Contender:
 @asynccontextmanager
 async def bare_consumer(
     station: Station, kind: str, hook_url: str, fan_out: int
-) -> AsyncIterator[Contender]:
+) -> AsyncIterator[BareConsumer]:
     """Run a bare loop on a queue of its own."""
-    queue = await station.queue_like_intake(f"bare-{kind}-{fan_out}")
-
-    async def lay_out(deliveries: int) -> None:
-        await station.feed.fill("", queue, "bare", deliveries // fan_out)
-
+    queue = await station.new_queue_like_intake()
     async with _bare(kind, station.url, queue, hook_url, fan_out) as process:
-        yield Contender(kind, process, lay_out)
+        yield BareConsumer(kind, process, queue, station.feed)
 
 
 @asynccontextmanager

@@ -14,12 +14,14 @@ from typing import Final
 
 import orjson
 from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.exceptions import AMQPError
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
 from service.broker.connection import Address, open_connection
 from service.broker.topology import Arguments
 from service.core.encode import encode
+from tests.bench.processes import MeasuringError
 
 EVENT_TYPE: Final = "order.created"
 _AT_ONCE: Final = 200
@@ -36,7 +38,7 @@ class Feed:
     def broker_version(self) -> str:
         """Return the broker's product and version."""
         told = self._connection.server_properties or {}
-        return f"{told.get('product')} {told.get('version')}"
+        return f"{told.get('product')!s} {told.get('version')!s}"
 
     async def declare(self, queue: str, arguments: Arguments) -> None:
         """Declare a durable queue."""
@@ -52,13 +54,16 @@ class Feed:
     async def publish(self, exchange: str, routing_key: str, tenant: str) -> None:
         """Publish one event, made now, and wait for the broker's confirm."""
         body, properties = _message(tenant)
-        await self._channel.basic_publish(
-            body,
-            exchange=exchange,
-            routing_key=routing_key,
-            properties=properties,
-            mandatory=True,
-        )
+        try:
+            await self._channel.basic_publish(
+                body,
+                exchange=exchange,
+                routing_key=routing_key,
+                properties=properties,
+                mandatory=True,
+            )
+        except AMQPError as error:
+            raise MeasuringError(f"the broker does not take events: {error}") from error
 
     async def fill(self, exchange: str, routing_key: str, tenant: str, count: int) -> None:
         """Publish many events, and wait until the broker has confirmed all of them."""

@@ -15,8 +15,11 @@ import re
 import signal
 import time
 from contextlib import suppress
+from typing import cast
 
 import orjson
+
+from tests.bench.processes import say
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _ID = re.compile(rb"\r\nwebhook-id: *([^\r]+)", re.IGNORECASE)
@@ -66,12 +69,11 @@ class Connection(asyncio.Protocol):
     def __init__(self, board: Board) -> None:
         self._board = board
         self._buffer = b""
-        self._transport: asyncio.Transport
+        self._transport: asyncio.WriteTransport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Remember where to answer."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.WriteTransport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Answer every whole request."""
@@ -99,6 +101,7 @@ async def serve() -> None:
         loop.add_signal_handler(number, stop.set)
     board = Board()
     server = await loop.create_server(lambda: Connection(board), "127.0.0.1", 0, backlog=4096)
+    say(server.sockets[0].getsockname()[1])
     await stop.wait()
     server.close()
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-IN_FLIGHT: Final = 128
+IN_FLIGHT: Final = 512
 """Requests under way at once, in the dispatcher (its own default) and in the bare loops alike."""
 
 
@@ -12,8 +12,8 @@ class Plan:
     """Sizes of the measurements; `idle` and `latency` in seconds.
 
     `pairs` is how often dispatcher and bare loops take turns, `deliveries` what each does in one turn
-    after `warm_up` deliveries that do not count.  `detours` are the deliveries that fail once, and those
-    that find their target saturated.
+    after `warm_up` deliveries that do not count; both are multiples of ten.  `detours` are the deliveries
+    that fail once, and those whose target is busy.
     """
 
     deliveries: int = 10_000
@@ -33,7 +33,7 @@ QUICK: Final = Plan(
     pairs=2,
     detours=1_000,
     detour_pairs=1,
-    latency=3.0,
-    idle=2.0,
+    latency=2.0,
+    idle=1.0,
     matches=2_000,
 )

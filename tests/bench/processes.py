@@ -8,6 +8,7 @@ import asyncio
 import ctypes
 import os
 import signal
+import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Mapping
@@ -81,10 +82,16 @@ async def line_from(process: Process, seconds: float = 30.0) -> str:
         async with asyncio.timeout(seconds):
             line = await process.stdout.readline()
     except TimeoutError:
-        line = b""
+        raise MeasuringError(f"a helper did not answer within {seconds:g} s") from None
     if not line:
-        raise MeasuringError("a program that was to be measured did not start, or ended")
+        raise MeasuringError(f"a helper ended with status {await process.wait()}")
     return line.decode().rstrip("\n")
+
+
+def say(told: object) -> None:
+    """Print a line for the program that started this one, at once."""
+    sys.stdout.write(f"{told}\n")
+    sys.stdout.flush()
 
 
 async def _end(process: Process) -> None:

@@ -15,11 +15,10 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
-from .processes import MeasuringError, line_from, module_environ, started
+from tests.bench.processes import MeasuringError, line_from, module_environ, started
 
 _POLL = 0.02
 _READY_TIMEOUT = 10.0
@@ -61,14 +60,17 @@ class Receiver:
         """Return the URL that deliveries go to."""
         return self._base + path
 
-    async def get(self, path: str) -> Any:
-        """Ask something else than a delivery, answered with JSON."""
-        async with self._session.get(self._base + path) as answer:
-            return await answer.json(content_type=None)
+    async def get(self, path: str) -> str:
+        """Ask for something else than a delivery."""
+        try:
+            async with self._session.get(self._base + path) as answer:
+                return await answer.text()
+        except aiohttp.ClientError as error:
+            raise MeasuringError(f"{self.name} does not answer: {error}") from error
 
     async def count(self) -> int:
         """Return how many deliveries were answered with 200 since the start."""
-        return int(await self._text())
+        return int(await self.get("/count"))
 
     async def taken(self, count: int, seconds: float) -> None:
         """Wait until `count` deliveries were answered since the start.
@@ -89,16 +91,12 @@ class Receiver:
         while True:
             try:
                 await self.count()
-            except aiohttp.ClientError:
+            except MeasuringError:
                 if time.monotonic() > deadline:
-                    raise MeasuringError(f"{self.name} did not start") from None
+                    raise
                 await asyncio.sleep(_POLL)
             else:
                 return
-
-    async def _text(self) -> str:
-        async with self._session.get(self._base + "/count") as answer:
-            return await answer.text()
 
 
 class Nginx(Receiver):
@@ -108,7 +106,7 @@ class Nginx(Receiver):
 
     async def count(self) -> int:
         """Return how many deliveries were answered since the start."""
-        text = await self._text()
+        text = await self.get("/count")
         self._asked += 1
         requests = re.search(r"\n (\d+) (\d+) (\d+)", text)
         if requests is None:
@@ -126,9 +124,15 @@ async def fastest() -> AsyncIterator[Receiver]:
         return
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="bench-nginx-") as folder:
-        configuration = Path(folder, "nginx.conf")
-        configuration.write_text(_NGINX.format(folder=folder, port=port))
-        command = (program, "-p", folder, "-e", f"{folder}/error.log", "-c", str(configuration))
+        command = (
+            program,
+            "-p",
+            folder,
+            "-e",
+            f"{folder}/error.log",
+            "-c",
+            _configure(folder, port),
+        )
         async with (
             started(*command, environ=module_environ()),
             aiohttp.ClientSession() as session,
@@ -147,6 +151,12 @@ async def hook(name: str = "hook") -> AsyncIterator[Receiver]:
         aiohttp.ClientSession() as session,
     ):
         yield Receiver(name, int(await line_from(process)), session)
+
+
+def _configure(folder: str, port: int) -> str:
+    path = Path(folder, "nginx.conf")
+    path.write_text(_NGINX.format(folder=folder, port=port))
+    return str(path)
 
 
 def _nginx_program() -> str | None:

@@ -8,6 +8,7 @@ import asyncio
 import sys
 import tempfile
 import uuid
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,11 +17,10 @@ from typing import Any, Final
 import orjson
 
 from service.broker.topology import Topology, topology
-
-from .events import EVENT_TYPE, Feed
-from .plan import IN_FLIGHT
-from .processes import MeasuringError, Process, module_environ, started
-from .receiver import Receiver
+from tests.bench.events import EVENT_TYPE, Feed
+from tests.bench.plan import IN_FLIGHT
+from tests.bench.processes import MeasuringError, module_environ, started
+from tests.bench.receiver import Receiver
 
 SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 FAN_OUTS: Final = (1, 10)
@@ -83,14 +83,14 @@ class Station:
         """Lay out events for the dispatcher."""
         await self.feed.fill(self.exchange, EVENT_TYPE, tenant, events)
 
-    async def queue_like_intake(self, name: str) -> str:
-        """Declare a queue of the same kind as the dispatcher's intake, and return its whole name."""
+    async def new_queue_like_intake(self) -> str:
+        """Declare another queue of the same kind as the dispatcher's intake, and return its name."""
         intake = self.topology.names.intake
         [arguments] = [q.arguments for q in self.topology.queues if q.name == intake]
-        whole = f"{self._prefix}.{name}"
-        await self.feed.declare(whole, arguments)
-        self._others.append(whole)
-        return whole
+        name = f"{self._prefix}.bare.{len(self._others)}"
+        await self.feed.declare(name, arguments)
+        self._others.append(name)
+        return name
 
     async def clear(self) -> None:
         """Delete everything that this station declared."""
@@ -128,7 +128,10 @@ async def station(
                 it.dispatcher = Dispatcher(process)
                 async with _reading(it.dispatcher):
                     await it.dispatcher.ready()
-                    yield it
+                    try:
+                        yield it
+                    except MeasuringError as error:
+                        raise MeasuringError(f"{error}\n{it.dispatcher.last_words()}") from error
         finally:
             await it.clear()
 
@@ -154,7 +157,7 @@ def _subscriptions(fastest: Receiver, hook: Receiver) -> dict[str, Any]:
         _subscription("direct", hook.url("/hook"), retry=retry),
         _subscription("once", hook.url("/once"), retry=retry),
         _subscription("arrivals", hook.url("/arrivals")),
-        _subscription("saturated", hook.url("/hook"), max_in_flight=None),
+        _subscription("busy", hook.url("/hook"), max_in_flight=None),
     ]
     return {"subscriptions": wanted}
 

@@ -1,0 +1,67 @@
+"""The command line: `python -m tests.bench [--quick] [--json FILE]`.
+
+Uses the broker at AMQP_URL, or a private one.  Exit status 0 done, 1 it could not be measured.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvloop
+
+from service.errors import BrokerError
+from service.rabbitmq import PrivateBroker
+from tests.bench.measure import measure
+from tests.bench.plan import FULL, QUICK, Plan
+from tests.bench.processes import MeasuringError
+from tests.bench.report import Report
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure.")
+    parser.add_argument("--quick", action="store_true", help="less than a minute, less exact")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
+    told = parser.parse_args()
+    try:
+        with _broker() as url:
+            report = uvloop.run(_until_interrupted(url, QUICK if told.quick else FULL))
+    except (MeasuringError, BrokerError) as error:
+        sys.stderr.write(f"bench: {error}\n")
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return 130
+    sys.stdout.write(f"{report.text()}\n")
+    if told.json:
+        told.json.write_bytes(report.json())
+    return 0
+
+
+@contextmanager
+def _broker() -> Iterator[str]:
+    if url := os.environ.get("AMQP_URL"):
+        yield url
+        return
+    with PrivateBroker() as broker:
+        yield broker.url
+
+
+async def _until_interrupted(url: str, plan: Plan) -> Report:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await measure(url, plan, _tell)
+
+
+def _tell(what: str) -> None:
+    sys.stderr.write(f"measuring: {what}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""The whole measurement: everything in one run, every figure a row."""
+
+import asyncio
+from collections.abc import Callable
+
+from tests.bench.cost import (
+    AIO_PIKA,
+    AIORMQ,
+    DISPATCHER,
+    POST,
+    Turns,
+    bare_consumer,
+    measure_cost,
+    median_cpu,
+    median_rate,
+    ratios,
+)
+from tests.bench.detours import Detour, measure_detour
+from tests.bench.events import EVENT_TYPE, Feed, feed
+from tests.bench.latency import Latency, measure_latency
+from tests.bench.plan import Plan
+from tests.bench.processes import cpu_seconds, resident_bytes
+from tests.bench.receiver import Receiver, fastest, hook
+from tests.bench.report import Report, Row, machine
+from tests.bench.scale import Scale, measure_scale
+from tests.bench.station import FAN_OUTS, Station, station
+
+_TITLES = {AIO_PIKA: "aio-pika, an ack a message", AIORMQ: "aiormq, acks by prefix"}
+_LATENCY_SHARE = 0.5
+
+Tell = Callable[[str], None]
+"""Told what is measured next."""
+
+
+async def measure(url: str, plan: Plan, tell: Tell) -> Report:
+    """Measure everything, with the broker at `url`; raises MeasuringError where that fails."""
+    async with (
+        feed(url) as feeding,
+        fastest() as receiver,
+        hook() as small,
+        station(url, feeding, receiver, small) as it,
+    ):
+        report = Report(machine(receiver.name, feeding.broker_version))
+        tell("an idle process")
+        report.add(await _idle(it, receiver, plan))
+        rate = 0.0
+        for fan_out in FAN_OUTS:
+            tell(f"fan-out {fan_out}")
+            turns = await measure_cost(it, receiver, fan_out, plan)
+            report.add(_cost_rows(turns, fan_out))
+            if fan_out == 1:
+                rate = _LATENCY_SHARE * median_rate(turns[DISPATCHER])
+        tell("latency")
+        report.add(await _latency(it, small, rate, plan))
+        tell("deliveries that fail once, and a busy target")
+        for tenant in ("once", "busy"):
+            report.add(_detour_rows(tenant, await measure_detour(it, tenant, small, plan)))
+        report.add([_memory_after(it)])
+    tell(f"{plan.subscriptions:,} subscriptions")
+    report.add(_scale_rows(await measure_scale(plan.subscriptions, plan.matches)))
+    return report
+
+
+async def _idle(it: Station, receiver: Receiver, plan: Plan) -> list[Row]:
+    """Measure processes that wait: memory, and CPU time in percent of a core."""
+    async with bare_consumer(it, AIO_PIKA, receiver.url(), 1) as bare:
+        pids = [it.dispatcher.process.pid, bare.process.pid]
+        before = [cpu_seconds(pid) for pid in pids]
+        await asyncio.sleep(plan.idle)
+        used = [
+            100 * (cpu_seconds(pid) - start) / plan.idle
+            for pid, start in zip(pids, before, strict=True)
+        ]
+        memory = [resident_bytes(pid) / 2**20 for pid in pids]
+    beside = _TITLES[AIO_PIKA]
+    return [
+        Row("idle.memory", "idle: memory", "MiB", memory[0], memory[1], beside),
+        Row("idle.cpu", "idle: CPU", "%", used[0], used[1], beside),
+    ]
+
+
+def _memory_after(it: Station) -> Row:
+    memory = resident_bytes(it.dispatcher.process.pid) / 2**20
+    return Row("memory.after", "memory after all that", "MiB", memory)
+
+
+def _cost_rows(turns: Turns, fan_out: int) -> list[Row]:
+    ours = turns[DISPATCHER]
+    bare = [kind for kind in (AIO_PIKA, AIORMQ) if kind in turns]
+    rows = [
+        Row(
+            f"cpu.fan_out_{fan_out}.{kind}",
+            f"CPU of a delivery, fan-out {fan_out}",
+            "µs",
+            median_cpu(ours),
+            median_cpu(turns[kind]),
+            _TITLES[kind],
+            ratios(ours, turns[kind]),
+        )
+        for kind in bare
+    ]
+    if POST in turns:
+        posts = median_cpu(turns[POST])
+        rows.append(
+            Row("cpu.post", "CPU of a request", "µs", None, posts, "requests without a broker")
+        )
+    rows += [
+        Row(
+            f"throughput.fan_out_{fan_out}.{kind}",
+            f"deliveries a second, fan-out {fan_out}",
+            "/s",
+            median_rate(ours),
+            median_rate(turns[kind]),
+            _TITLES[kind],
+        )
+        for kind in bare
+    ]
+    return rows
+
+
+async def _latency(it: Station, small: Receiver, rate: float, plan: Plan) -> list[Row]:
+    feeding: Feed = it.feed
+    ours = await measure_latency(
+        lambda: feeding.publish(it.exchange, EVENT_TYPE, "arrivals"), small, rate, plan.latency
+    )
+    async with bare_consumer(it, AIO_PIKA, small.url("/arrivals"), 1) as bare:
+        theirs = await measure_latency(bare.publish, small, rate, plan.latency)
+    return _latency_rows(ours, theirs)
+
+
+def _latency_rows(ours: Latency, theirs: Latency) -> list[Row]:
+    at = f"publish to arrival at {ours.rate:,.0f}/s"
+    beside = _TITLES[AIO_PIKA]
+    return [
+        Row("latency.p50", f"{at}: median", "ms", ours.p50, theirs.p50, beside),
+        Row("latency.p99", f"{at}: 99th percentile", "ms", ours.p99, theirs.p99, beside),
+    ]
+
+
+def _detour_rows(tenant: str, found: Detour) -> list[Row]:
+    title = {"once": "that fails once", "busy": "to a busy target"}[tenant]
+    rows = [
+        Row(
+            f"cpu.{tenant}",
+            f"CPU of a delivery {title}",
+            "µs",
+            median_cpu(found.turns),
+            median_cpu(found.direct),
+            "the dispatcher, delivering directly",
+            found.ratios,
+        )
+    ]
+    if tenant == "busy":
+        rows.append(Row("deferrals.busy", "of them put off", "%", 100 * found.deferrals))
+    return rows
+
+
+def _scale_rows(scale: Scale) -> list[Row]:
+    many = f"{scale.subscriptions:,} subscriptions"
+    return [
+        Row("scale.load", f"{many}: load", "s", scale.load),
+        Row("scale.memory", f"{many}: memory", "MiB", scale.resident / 2**20),
+        Row("scale.match.uncached", "match of a new type, ten want it", "µs", scale.uncached),
+        Row("scale.match.cached", "match of a known type", "µs", scale.cached),
+        Row("scale.match.filtered", "match of a known type, ten filters", "µs", scale.filtered),
+    ]
