@@ -18,13 +18,15 @@ from service.broker.connection import Address, Broker
 from service.broker.consumer import Lane
 from service.broker.outbox import Outbox
 from service.broker.publisher import Publisher
+from service.budget import Budget
 from service.clock import Clock, SystemClock
 from service.core.address import EgressRules
-from service.deliver import Budget, Deliverer
+from service.deliver import Deliverer
 from service.dispatch import Dispatcher
 from service.errors import ConfigurationError
 from service.log import LineSink, Log, configure
 from service.metrics import Metrics
+from service.report import Reporter
 from service.schemas import PACKAGED, EventSchemas
 from service.settings import Settings, unknown_names
 from service.states import States
@@ -132,7 +134,7 @@ class App:
     def _dispatcher(self) -> Dispatcher:
         settings, log, clock, metrics = self._settings, self._log, self._clock, self._metrics
         outbox = Outbox(self._publisher, self._names, clock)
-        deliverer = Deliverer(self._sender, outbox, self._states, clock, log, metrics)
+        deliverer = Deliverer(self._sender, outbox, self._states, clock, Reporter(log, metrics))
         return Dispatcher(
             deliverer,
             outbox,

@@ -9,14 +9,16 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from service.budget import Budget
 from service.clock import Clock
 from service.core.decode import Decoded, Incoming, decode
 from service.core.delivery import Delivery
 from service.core.event import Event
 from service.core.subscription import Subscription
-from service.deliver import Budget, Deliverer, Prepared, Render
+from service.deliver import Deliverer
 from service.errors import EventRejected
 from service.log import Log
+from service.prepared import Prepared, Render
 
 SPLIT_ABOVE = 256
 """An event that more subscriptions want than this is split into messages of as many each."""

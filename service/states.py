@@ -6,7 +6,7 @@ target whose URL stayed: a new weight does not forget that a target is down.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from service.core.delivery import DeferCause
 from service.core.health import TargetState, Unavailable
@@ -27,11 +27,15 @@ class SubscriptionState:
         self.bucket = TokenBucket(rate / replicas) if rate else None
         self._waiters: deque[asyncio.Future[bool]] = deque()
 
-    def candidates(self, tried: list[TargetState], now: float) -> list[TargetState]:
+    def candidates(self, tried: Sequence[TargetState], now: float) -> list[TargetState]:
         """Return the targets that may be tried now and were not tried in this round."""
         return [
             state for state in self.targets if state not in tried and state.unavailable(now) is None
         ]
+
+    def is_slow(self, now: float) -> bool:
+        """Tell whether any of the targets is slow."""
+        return any(state.is_slow(now) for state in self.targets)
 
     @property
     def waiting(self) -> int:

@@ -22,7 +22,7 @@ from collections.abc import Coroutine, Mapping
 from types import FrameType
 from typing import Any, Self
 
-from service.demo.place import place
+from service.demo.place import open_place
 from service.demo.screen import Screen
 from service.demo.tour import Tour
 
@@ -53,7 +53,7 @@ def run_demo(*, keep: bool) -> int:
 def _play(
     environ: Mapping[str, str], screen: Screen, interrupts: "_Interrupts", *, keep: bool
 ) -> int:
-    with place(environ, screen) as where:
+    with open_place(environ, screen) as where:
         try:
             asyncio.run(interrupts.watch(Tour(where, screen).run(keep=keep)))
         finally:

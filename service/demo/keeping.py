@@ -30,12 +30,20 @@ async def stay_up(
     async with running({f"{PREFIX}ADMIN_PORT": str(port)}) as dispatcher:
         _explain(place, screen, dispatcher, f"http://{HOST}:{port}")
         rows.show_more()
-        try:
-            await dispatcher.process.wait()
-        except asyncio.CancelledError:
-            screen.line("\nStopping.")
-            raise
-        raise DemoFailed("the dispatcher ended by itself")
+        await _until_interrupted(dispatcher)
+        screen.line("\nStopping.")
+
+
+async def _until_interrupted(dispatcher: Dispatcher) -> None:
+    try:
+        await dispatcher.process.wait()
+    except asyncio.CancelledError:
+        # Here an interrupt is the way to end, not a disturbance: the program goes on from it.
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
+        return
+    raise DemoFailed("the dispatcher ended by itself")
 
 
 def free_port() -> int:
@@ -79,7 +87,7 @@ def _explain(place: Place, screen: Screen, dispatcher: Dispatcher, admin: str) -
 """
     )
     screen.fact("log file", str(place.log_file))
-    screen.fact("subscriptions", f"{place.subscriptions} (edit it: changes are taken up at once)")
+    screen.fact("subscriptions", f"{place.subscriptions} (edit it: it is read again at once)")
     screen.fact("dispatcher", f"process {dispatcher.pid}")
     screen.line()
     screen.tell("What happens from now on is shown here as it comes.")

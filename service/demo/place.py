@@ -105,7 +105,7 @@ class Place:
 
 
 @contextmanager
-def place(environ: Mapping[str, str], screen: Screen) -> Iterator[Place]:
+def open_place(environ: Mapping[str, str], screen: Screen) -> Iterator[Place]:
     """Give a place, and clear it away afterwards.
 
     Raises BrokerError where there is no broker to play with, ConfigurationError for a bad address.
@@ -165,6 +165,7 @@ def _new(
         # The receivers of the demo are on loopback and speak HTTP: both are refused by default.
         "ALLOW_HTTP": "true",
         "EGRESS_ALLOW": "127.0.0.0/8",
+        "ADMIN_PORT": "0",
     }
     told = {PREFIX + name: value for name, value in settings.items()}
     # The demo shows what it means to show, whatever the person has set for other purposes.

@@ -136,7 +136,9 @@ class Steps:
         _expect(dead["event_id"] == event_id, "the dead letter is of this event")
         _expect(dead["reason"] == "exhausted", "its reason is `exhausted`")
         await self.screen.pause()
-        self.screen.good("It is kept. Now dunning is well again: the dead letter starts anew with its first round.")
+        self.screen.good(
+            "It is kept. Now dunning is well again: the dead letter starts anew with its first round."
+        )
         receiver.answer()
         await self._redrive(receiver, event_id)
 
