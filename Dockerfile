@@ -7,7 +7,8 @@ COPY requirements.lock ./
 # A virtual environment without pip: the image gets what runs, not what installs.
 RUN python3 -m venv --without-pip /opt/venv \
     && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir \
-        --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock \
+        --disable-pip-version-check --no-compile --require-hashes --only-binary :all: \
+        -r requirements.lock \
     && rm requirements.lock
 COPY service/ service/
 COPY schemas/ schemas/

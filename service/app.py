@@ -34,6 +34,8 @@ from service.subscriptions import Changes, Snapshot, SubscriptionWatcher
 from service.webhook.formats import render
 from service.webhook.sender import WebhookSender
 
+LAST_LINES = 2.0
+"""Seconds that the last log lines have to leave the process."""
 SLOW_SHARE_INTAKE = 0.25
 SLOW_SHARE_BACKLOG = 0.75
 
@@ -300,4 +302,4 @@ async def run(settings: Settings, environ: Mapping[str, str]) -> None:
     try:
         await App(settings, environ, log).run()
     finally:
-        sink.flush()
+        sink.close(LAST_LINES)

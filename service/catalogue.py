@@ -347,6 +347,16 @@ CATALOGUE: tuple[LogEvent, ...] = (
         },
     ),
     LogEvent(
+        "log.gap",
+        "warning",
+        "Lines before this one are missing: nobody read them, or they could not be written.",
+        "Look at whoever reads the log, and at the disk; deliveries went on meanwhile.",
+        {
+            "lines": _count("How many lines are missing."),
+            "error": _text("Why."),
+        },
+    ),
+    LogEvent(
         "service.fault",
         "error",
         "Something happened that the program did not expect; a fault of this program.",

@@ -6,7 +6,10 @@ What a line may say is the law of `service.catalogue`.
 import asyncio
 import logging
 import os
+import select
 import sys
+import time
+from collections import deque
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -16,6 +19,9 @@ import structlog
 
 from service import __version__
 from service.catalogue import SERVICE
+
+RETRY_AFTER = 0.02
+"""Seconds between two looks for room in a pipe that is full."""
 
 
 class Log(Protocol):
@@ -31,15 +37,25 @@ class Log(Protocol):
 
 
 class LineSink:
-    """Collects finished lines and writes those of one turn of the event loop with one system call.
+    """Writes finished lines to a descriptor, those of one turn of the event loop together.
 
-    Nothing stays behind: a line is written before the loop waits again, and at `flush`.
+    A reader that is slow, stuck or gone must not stop deliveries: a pipe is written to only while it has
+    room, the rest waits in memory, and beyond `limit` bytes lines are left out and counted.  As soon as
+    there is room again, a line tells how many are missing.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, limit: int = 16 * 1024**2) -> None:
         self._descriptor = descriptor
-        self._lines: list[bytes] = []
+        self._limit = limit
+        self._lines: deque[bytes] = deque()
+        self._rest = b""
+        self._size = 0
+        self._left_out = 0
+        self._failure = ""
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._room = select.poll()
+        self._room.register(descriptor, select.POLLOUT)
+        self._scheduled = False
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Batch by the turns of this loop from now on."""
@@ -47,22 +63,68 @@ class LineSink:
 
     def msg(self, line: bytes) -> None:
         """Take one finished line, without its newline."""
-        if not self._lines and self._loop is not None:
-            self._loop.call_soon(self.flush)
+        if self._size > self._limit:
+            self._left_out += 1
+            return
         self._lines.append(line)
+        self._size += len(line) + 1
         if self._loop is None:
             self.flush()
+        elif not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self.flush)
 
     debug = info = warning = error = msg
 
     def flush(self) -> None:
-        """Write everything that was collected."""
-        if not self._lines:
-            return
-        block = memoryview(b"\n".join([*self._lines, b""]))
+        """Write as much as there is room for; the rest is tried again in a while."""
+        self._scheduled = False
+        while (self._rest or self._lines) and self._room.poll(0):
+            self._rest = self._rest or self._next_lines()
+            try:
+                # A pipe with room is sure to take this much at once, and whole (POSIX).
+                written = os.write(self._descriptor, self._rest[: select.PIPE_BUF])
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._lose(error)
+                return
+            self._rest = self._rest[written:]
+            self._size -= written
+            if self._left_out and not self._rest and not self._lines:
+                self._tell_left_out()
+        if (self._rest or self._lines) and self._loop is not None:
+            self._scheduled = True
+            self._loop.call_later(RETRY_AFTER, self.flush)
+
+    def close(self, seconds: float) -> None:
+        """Write what is left, for at most so many seconds."""
+        deadline = time.monotonic() + seconds
+        while (self._rest or self._lines) and time.monotonic() < deadline:
+            self._room.poll(100)
+            self.flush()
+
+    def _next_lines(self) -> bytes:
+        """Take whole lines off, as many as are written at once."""
+        lines = [self._lines.popleft()]
+        size = len(lines[0]) + 1
+        while self._lines and size + len(self._lines[0]) < select.PIPE_BUF:
+            size += len(self._lines[0]) + 1
+            lines.append(self._lines.popleft())
+        return b"\n".join([*lines, b""])
+
+    def _lose(self, error: OSError) -> None:
+        """Give up what cannot be written: the disk is full, or the reader is gone."""
+        self._left_out += self._rest.count(b"\n") + len(self._lines)
+        self._failure = error.strerror or type(error).__name__
+        self._rest = b""
         self._lines.clear()
-        while block:
-            block = block[os.write(self._descriptor, block) :]
+        self._size = 0
+
+    def _tell_left_out(self) -> None:
+        fields = {"event": "log.gap", "lines": self._left_out, "error": self._failure or "no room"}
+        self._left_out, self._failure = 0, ""
+        self.msg(_render_json(None, "", _stamp(None, "warning", fields)))
 
 
 def _stamp(_: Any, level: str, fields: MutableMapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The catalogue of log lines, its schemas on disk, and the sink."""
 
 import asyncio
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -70,3 +71,77 @@ async def test_lines_of_one_turn_of_the_loop_are_written_together_before_the_nex
     assert os.read(reader, 100) == b"one\ntwo\n"
     os.close(reader)
     os.close(writer)
+
+
+def filled_pipe() -> tuple[int, int]:
+    """Return a pipe that is full."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    return reader, writer
+
+
+def drained(reader: int) -> bytes:
+    os.set_blocking(reader, False)
+    found = b""
+    with contextlib.suppress(BlockingIOError):
+        while part := os.read(reader, 2**20):
+            found += part
+    return found
+
+
+async def test_a_reader_that_is_stuck_holds_nothing_up_and_then_gets_every_line():
+    reader, writer = filled_pipe()
+    sink = LineSink(writer)
+    sink.attach(asyncio.get_running_loop())
+    for number in range(1000):
+        sink.msg(b"%d " % number + b"y" * 200)
+    await asyncio.sleep(0)
+    found = drained(reader).lstrip(b"x")
+    while found.count(b"\n") < 1000:
+        await asyncio.sleep(0.005)
+        found += drained(reader)
+    assert [int(line.split()[0]) for line in found.splitlines()] == list(range(1000))
+    os.close(reader)
+    os.close(writer)
+
+
+async def test_beyond_its_bound_lines_are_left_out_and_counted():
+    reader, writer = filled_pipe()
+    sink = LineSink(writer, limit=10_000)
+    sink.attach(asyncio.get_running_loop())
+    for _ in range(1000):
+        sink.msg(b"y" * 99)
+    drained(reader)
+    found = b""
+    while b"log.gap" not in found:
+        await asyncio.sleep(0.005)
+        found += drained(reader)
+    lines = found.splitlines()
+    gap = json.loads(lines[-1])
+    assert gap["lines"] + len(lines) - 1 == 1000
+    jsonschema.validate(gap, json_schema(next(e for e in CATALOGUE if e.name == "log.gap")))
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_reader_that_is_gone_and_a_full_disk_raise_nothing():
+    reader, writer = os.pipe()
+    os.close(reader)
+    LineSink(writer).msg(b"nobody hears this")
+    os.close(writer)
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        LineSink(full.fileno()).msg(b"nor this")
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 50_000])
+def test_a_line_of_any_length_arrives_whole(tmp_path, size):
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        sink = LineSink(file.fileno())
+        sink.msg(b"z" * size)
+        sink.msg(b"end")
+    assert path.read_bytes() == b"z" * size + b"\nend\n"

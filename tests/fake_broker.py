@@ -1,0 +1,619 @@
+"""RabbitMQ in memory, on a clock that jumps: hours pass in milliseconds and every run is the same.
+
+It stands in for `open_connection`, the one place where the broker layer opens a socket.  Everything
+above that is the real thing: lanes, batched acks, publisher, outbox, the supervised session, the walk
+through parked messages, and the stages.  What it keeps of RabbitMQ is what these rely on, and
+`tests/broker_contract.py` holds it to that beside a real one: exchanges, bindings and alternate
+exchanges as the topology has them, confirms, mandatory, acks, prefetch, return of what is unacked with
+a delivery count, the delivery limit, expiry at the head of a queue, and dead-lettering.
+
+Each step that another process could see (a publish, its confirm, an ack) is announced to `at` before
+and after it is done, so that a test can stop the world there.
+"""
+
+import asyncio
+import heapq
+import selectors
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import lru_cache
+from itertools import count
+from typing import Any, TypeVar
+
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import (
+    ChannelInvalidStateError,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    ConnectionClosed,
+    DeliveryError,
+    PublishError,
+)
+from pamqp.commands import Basic, Queue
+from pamqp.header import ContentHeader
+
+from service.broker.topology import Binding, Exchange, Topology
+from service.broker.topology import Queue as WantedQueue
+
+EPOCH = 1_800_000_000.0
+"""Unix seconds at which a fake clock begins."""
+
+Result = TypeVar("Result")
+
+
+class FakeClock:
+    """A clock that stands still until everybody waits, and then jumps to the next thing due."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def now(self) -> float:
+        return EPOCH + self.seconds
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+class _Jump(selectors.SelectSelector):
+    """Waits for nothing: where a loop would sleep, its clock moves on."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        assert timeout is not None, "everybody waits and nothing is due: that would last for ever"
+        self._clock.seconds += max(timeout, 0.0)
+        return []
+
+
+class FakeLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time is a fake clock's; it has no sockets and no threads."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        super().__init__(_Jump(clock))
+        self._fake = clock
+
+    def time(self) -> float:
+        return self._fake.seconds
+
+
+def run(body: Coroutine[Any, Any, Result], clock: FakeClock) -> Result:
+    """Run a coroutine to its end on a fake clock; nothing that it started outlives it."""
+    with asyncio.Runner(loop_factory=lambda: FakeLoop(clock)) as runner:
+        return runner.run(body)
+
+
+class Verdict(Enum):
+    """What becomes of a step."""
+
+    GO = auto()
+    NO = auto()
+    """The broker says no: a nack."""
+    NEVER = auto()
+    """It is not done, or nobody is told that it was."""
+
+
+At = Callable[[str, str], Awaitable[Verdict]]
+"""Awaited at each step, with its name and the URL of whoever takes it."""
+
+
+async def calmly(_step: str, _owner: str) -> Verdict:
+    """Let every step go as it should."""
+    return Verdict.GO
+
+
+@dataclass(slots=True, eq=False)
+class Stored:
+    """A message in a queue; `number` is its place, `returns` how often it came back unsettled."""
+
+    number: int
+    body: bytes
+    properties: Basic.Properties
+    exchange: str
+    routing_key: str
+    returns: int = 0
+    expires: float = float("inf")
+
+    def __lt__(self, other: "Stored") -> bool:
+        return self.number < other.number
+
+    @property
+    def seen(self) -> Basic.Properties:
+        """Return the properties as a consumer sees them."""
+        if self.returns == 0:
+            return self.properties
+        return with_headers(self.properties, {"x-delivery-count": self.returns})
+
+
+class StoredQueue:
+    """A quorum queue: what is ready, what consumers hold, and who they are."""
+
+    def __init__(self, wanted: WantedQueue) -> None:
+        self.name = wanted.name
+        self.arguments = wanted.arguments
+        self.ready: list[Stored] = []
+        self.held: set[Stored] = set()
+        self.consumers: deque[Consumer] = deque()
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def passing(self) -> bool:
+        """Tell whether messages are meant to leave again without a person's doing."""
+        return "x-dead-letter-exchange" in self.arguments
+
+    def with_room(self) -> "Consumer | None":
+        """Return the next consumer in turn that may be sent a message."""
+        for _ in range(len(self.consumers)):
+            self.consumers.rotate(-1)
+            if self.consumers[-1].has_room:
+                return self.consumers[-1]
+        return None
+
+
+@dataclass(slots=True, eq=False)
+class Consumer:
+    """Somebody to send a queue's messages to, at most `prefetch` unacked ones (0: any number)."""
+
+    tag: str
+    queue: StoredQueue
+    channel: "FakeChannel"
+    prefetch: int
+    callback: Callable[[DeliveredMessage], Coroutine[Any, Any, Any]]
+    holds: int = 0
+
+    @property
+    def has_room(self) -> bool:
+        return self.prefetch == 0 or self.holds < self.prefetch
+
+
+class FakeBroker:
+    """Exchanges, queues and whoever is connected.
+
+    `passing` counts the messages that are on their way; `on_rest` is called when there is none left,
+    `on_returned` with the queue's name and the messages that a lost connection gave back.
+    """
+
+    def __init__(self, wanted: Topology | None = None, at: At = calmly) -> None:
+        self.exchanges: dict[str, Exchange] = {}
+        self.queues: dict[str, StoredQueue] = {}
+        self.bindings: dict[str, list[Binding]] = {}
+        self.connections: list[FakeConnection] = []
+        self.at = at
+        self.passing = 0
+        self.on_rest: Callable[[], None] = _ignore
+        self.on_returned: Callable[[str, list[Stored]], None] = _ignore
+        self.on_publish: Callable[[Basic.Properties], None] = _ignore
+        self._numbers = count(1)
+        if wanted is not None:
+            self.declare(wanted)
+
+    def declare(self, wanted: Topology) -> None:
+        """Make what a topology asks for."""
+        for exchange in (wanted.events, *wanted.exchanges):
+            self.exchanges.setdefault(exchange.name, exchange)
+        for queue in wanted.queues:
+            self.queues.setdefault(queue.name, StoredQueue(queue))
+        for binding in wanted.bindings:
+            self.bindings.setdefault(binding.source, []).append(binding)
+
+    async def open(self, url: str, _address: object, name: str) -> "FakeConnection":
+        """Stand in for `open_connection`."""
+        connection = FakeConnection(self, url, name)
+        self.connections.append(connection)
+        return connection
+
+    def cut(self, url: str, which: str = "") -> None:
+        """Break the connections of a URL whose names hold a word; messages that they held return."""
+        for connection in [c for c in self.connections if c.url == url and which in c.name]:
+            connection.end(ConnectionClosed(320, "cut"))
+
+    def contents(self, name: str) -> list[Stored]:
+        """Return what a queue holds, unacked messages included, in order."""
+        queue = self.queues[name]
+        return sorted([*queue.ready, *queue.held])
+
+    def publish(
+        self, exchange: str, key: str, body: bytes, properties: Basic.Properties
+    ) -> list[str]:
+        """Store a message in every queue that it is routed to, and return their names."""
+        queues = list(self.route(exchange, key))
+        for queue in queues:
+            self._store(queue, body, properties, exchange, key)
+        return [queue.name for queue in queues]
+
+    def route(self, exchange: str, key: str) -> Iterable[StoredQueue]:
+        """Return the queues for a message; KeyError where the exchange does not exist."""
+        if not exchange:
+            return [self.queues[key]] if key in self.queues else []
+        here = self.exchanges[exchange]
+        bound = [b for b in self.bindings.get(exchange, ()) if _fits(here.kind, b.key, key)]
+        found: dict[str, StoredQueue] = {}
+        for binding in bound:
+            if not binding.to_exchange:
+                found[binding.destination] = self.queues[binding.destination]
+                continue
+            for queue in self.route(binding.destination, key):
+                found[queue.name] = queue
+        alternate = here.arguments.get("alternate-exchange")
+        if not bound and isinstance(alternate, str):
+            return self.route(alternate, key)
+        return found.values()
+
+    def give_back(self, queue: StoredQueue, stored: Stored) -> None:
+        """Put a message back to its place, or park it when it came back too often."""
+        queue.held.discard(stored)
+        stored.returns += 1
+        limit = queue.arguments.get("x-delivery-limit")
+        if isinstance(limit, int) and stored.returns > limit:
+            self._dead_letter(queue, stored, "delivery_limit")
+        else:
+            heapq.heappush(queue.ready, stored)
+
+    def gone(self, queue: StoredQueue) -> None:
+        """Note that a message has left a queue."""
+        if queue.passing:
+            self.passing -= 1
+            if self.passing == 0:
+                self.on_rest()
+
+    def pump(self, queue: StoredQueue) -> None:
+        """Send consumers what they have room for."""
+        while queue.ready and (consumer := queue.with_room()) is not None:
+            stored = heapq.heappop(queue.ready)
+            queue.held.add(stored)
+            consumer.channel.send(consumer, stored)
+
+    def _store(
+        self,
+        queue: StoredQueue,
+        body: bytes,
+        properties: Basic.Properties,
+        exchange: str,
+        key: str,
+    ) -> None:
+        stored = Stored(next(self._numbers), body, properties, exchange, key)
+        ttl = queue.arguments.get("x-message-ttl")
+        if isinstance(ttl, int):
+            stored.expires = asyncio.get_running_loop().time() + ttl / 1000
+        self.passing += queue.passing
+        heapq.heappush(queue.ready, stored)
+        self.pump(queue)
+        self._arm(queue)
+
+    def _arm(self, queue: StoredQueue) -> None:
+        if queue.timer is None and queue.ready and queue.ready[0].expires != float("inf"):
+            loop = asyncio.get_running_loop()
+            queue.timer = loop.call_at(queue.ready[0].expires, self._expire, queue)
+
+    def _expire(self, queue: StoredQueue) -> None:
+        now, queue.timer = asyncio.get_running_loop().time() + 1e-6, None
+        while queue.ready and queue.ready[0].expires <= now:
+            self._dead_letter(queue, heapq.heappop(queue.ready), "expired")
+        self._arm(queue)
+
+    def _dead_letter(self, queue: StoredQueue, stored: Stored, reason: str) -> None:
+        exchange = queue.arguments.get("x-dead-letter-exchange")
+        assert isinstance(exchange, str), f"{queue.name} dropped a message: {reason}"
+        death = {"queue": queue.name, "reason": reason, "count": 1, "exchange": stored.exchange}
+        marked = with_headers(
+            stored.properties, {"x-death": [death], "x-first-death-reason": reason}
+        )
+        taken = self.publish(exchange, stored.routing_key, stored.body, marked)
+        assert taken, f"a message is stuck in {queue.name}: nothing is bound to {exchange}"
+        self.gone(queue)
+
+
+class FakeConnection:
+    """What the broker layer uses of a connection."""
+
+    server_properties: Mapping[str, Any] = {"version": "3.10.8"}
+
+    def __init__(self, broker: FakeBroker, url: str, name: str) -> None:
+        self.broker = broker
+        self.url = url
+        self.name = name
+        self.channels: list[FakeChannel] = []
+        self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def channel(
+        self,
+        *,
+        publisher_confirms: bool = True,  # noqa: ARG002 - every publish is confirmed here
+        on_return_raises: bool = False,
+    ) -> "FakeChannel":
+        self._require_open()
+        channel = FakeChannel(self, on_return_raises=on_return_raises)
+        self.channels.append(channel)
+        return channel
+
+    async def ready(self) -> None:
+        self._require_open()
+
+    async def close(self) -> None:
+        self.end(None)
+
+    def end(self, error: Exception | None) -> None:
+        """Close with every channel; what they held goes back."""
+        if self.closing.done():
+            return
+        self.broker.connections.remove(self)
+        _close(self.closing, error)
+        end_channels(self.channels, error)
+
+    def _require_open(self) -> None:
+        if self.closing.done():
+            raise ConnectionClosed(320, "closed")
+
+
+class FakeChannel:
+    """What the broker layer uses of a channel."""
+
+    def __init__(self, connection: FakeConnection, *, on_return_raises: bool) -> None:
+        self.connection = connection
+        self.broker = connection.broker
+        self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.on_consumer_cancel_callbacks: set[Callable[[Any], Any]] = set()
+        self.unacked: dict[int, tuple[Consumer, Stored]] = {}
+        self.unconfirmed: set[asyncio.Future[Any]] = set()
+        self.consumers: dict[str, Consumer] = {}
+        self._on_return_raises = on_return_raises
+        self._prefetch = 0
+        self._tags = count(1)
+
+    @property
+    def is_closed(self) -> bool:
+        return self.closing.done()
+
+    async def close(self) -> None:
+        end_channels([self], None)
+
+    async def basic_qos(self, *, prefetch_count: int) -> None:
+        self._require_open()
+        self._prefetch = prefetch_count
+
+    async def basic_consume(
+        self, queue: str, callback: Callable[[DeliveredMessage], Coroutine[Any, Any, Any]]
+    ) -> Basic.ConsumeOk:
+        self._require_open()
+        source = self._queue(queue)
+        tag = f"{id(self)}-{next(self._tags)}"
+        self.consumers[tag] = consumer = Consumer(tag, source, self, self._prefetch, callback)
+        source.consumers.append(consumer)
+        self.broker.pump(source)
+        return Basic.ConsumeOk(tag)
+
+    async def basic_cancel(self, consumer_tag: str) -> None:
+        self._require_open()
+        consumer = self.consumers.pop(consumer_tag)
+        consumer.queue.consumers.remove(consumer)
+
+    async def basic_publish(
+        self,
+        body: bytes,
+        *,
+        exchange: str = "",
+        routing_key: str = "",
+        properties: Basic.Properties | None = None,
+        mandatory: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - the library's own signature
+    ) -> Basic.Ack:
+        """Publish and wait for the confirm; a channel that ends cancels the wait, as the library does."""
+        self._require_open()
+        confirm = self._confirm()
+        sent = through_the_wire(properties or Basic.Properties())
+        match await self.broker.at("publish", self.connection.url):
+            case Verdict.GO:
+                self.broker.on_publish(sent)
+                self._take_in(exchange, routing_key, body, sent, mandatory=mandatory)
+                if await self.broker.at("publish.stored", self.connection.url) is Verdict.GO:
+                    asyncio.get_running_loop().call_soon(_confirmed, confirm)
+            case Verdict.NO:
+                raise DeliveryError(None, Basic.Nack())
+            case Verdict.NEVER:
+                pass
+        async with asyncio.timeout(timeout):
+            await confirm
+        return Basic.Ack()
+
+    async def basic_ack(
+        self,
+        delivery_tag: int,
+        multiple: bool = False,  # noqa: FBT001, FBT002 - the library's own signature
+        wait: bool = True,  # noqa: ARG002, FBT001, FBT002
+    ) -> None:
+        """Ack; whether it arrived is never told."""
+        self._require_open()
+        if await self.broker.at("ack", self.connection.url) is not Verdict.GO:
+            return
+        for consumer, stored in self._settled(delivery_tag, multiple=multiple):
+            consumer.queue.held.discard(stored)
+            self.broker.gone(consumer.queue)
+            self.broker.pump(consumer.queue)
+        await self.broker.at("ack.done", self.connection.url)
+
+    async def basic_nack(
+        self,
+        delivery_tag: int,
+        multiple: bool = False,  # noqa: FBT001, FBT002
+        requeue: bool = True,  # noqa: FBT001, FBT002
+        wait: bool = True,  # noqa: ARG002, FBT001, FBT002
+    ) -> None:
+        self._require_open()
+        assert requeue, "nothing here refuses a message for good"
+        for consumer, stored in self._settled(delivery_tag, multiple=multiple):
+            self.broker.give_back(consumer.queue, stored)
+            self.broker.pump(consumer.queue)
+
+    async def queue_declare(
+        self,
+        queue: str,
+        *,
+        passive: bool = False,
+        durable: bool = True,  # noqa: ARG002 - everything is
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Queue.DeclareOk:
+        self._require_open()
+        if not passive and queue not in self.broker.queues:
+            self.broker.queues[queue] = StoredQueue(WantedQueue(queue, dict(arguments or {})))
+        found = self._queue(queue)
+        return Queue.DeclareOk(queue, len(found.ready), len(found.consumers))
+
+    async def queue_bind(self, queue: str, exchange: str, routing_key: str = "") -> None:
+        self._bind(Binding(exchange, queue, routing_key))
+
+    async def queue_unbind(self, queue: str, exchange: str, routing_key: str = "") -> None:
+        self.broker.bindings[exchange].remove(Binding(exchange, queue, routing_key))
+
+    async def exchange_bind(self, destination: str, source: str, routing_key: str = "") -> None:
+        self._bind(Binding(source, destination, routing_key, to_exchange=True))
+
+    async def exchange_declare(
+        self,
+        exchange: str,
+        *,
+        exchange_type: str = "direct",
+        passive: bool = False,
+        durable: bool = True,  # noqa: ARG002
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._require_open()
+        if not passive:
+            made = Exchange(exchange, exchange_type, dict(arguments or {}))
+            self.broker.exchanges.setdefault(exchange, made)
+        elif exchange not in self.broker.exchanges:
+            raise self._refused(ChannelNotFoundEntity(f"no exchange {exchange!r}"))
+
+    def send(self, consumer: Consumer, stored: Stored) -> None:
+        """Send a message to a consumer: a task of the channel's, as the library makes one."""
+        tag = next(self._tags)
+        consumer.holds += 1
+        self.unacked[tag] = (consumer, stored)
+        frame = Basic.Deliver(
+            consumer.tag, tag, stored.returns > 0, stored.exchange, stored.routing_key
+        )
+        header = ContentHeader(0, len(stored.body), stored.seen)
+        message: Any = DeliveredMessage(frame, header, stored.body, self)  # type: ignore[arg-type]
+        asyncio.get_running_loop().create_task(self._call(consumer, message))
+
+    async def _call(self, consumer: Consumer, message: DeliveredMessage) -> None:
+        if not self.is_closed:
+            await consumer.callback(message)
+
+    def _bind(self, binding: Binding) -> None:
+        self._require_open()
+        there = self.broker.bindings.setdefault(binding.source, [])
+        if binding not in there:
+            there.append(binding)
+
+    def _take_in(
+        self, exchange: str, key: str, body: bytes, sent: Basic.Properties, *, mandatory: bool
+    ) -> None:
+        try:
+            taken = self.broker.publish(exchange, key, body, sent)
+        except KeyError:
+            raise self._refused(ChannelNotFoundEntity(f"no exchange {exchange!r}")) from None
+        if not taken and mandatory and self._on_return_raises:
+            back = Basic.Return(312, "NO_ROUTE", exchange, key)
+            returned = DeliveredMessage(back, ContentHeader(0, len(body), sent), body, self)  # type: ignore[arg-type]
+            raise PublishError(returned, back)
+
+    def _settled(self, tag: int, *, multiple: bool) -> list[tuple[Consumer, Stored]]:
+        """Take out of `unacked` what an ack or a nack speaks of; an unknown tag ends the channel."""
+        if tag not in self.unacked:
+            raise self._refused(ChannelPreconditionFailed(f"unknown delivery tag {tag}"))
+        tags = [one for one in self.unacked if one <= tag] if multiple else [tag]
+        found = [self.unacked.pop(one) for one in tags]
+        for consumer, _ in found:
+            consumer.holds -= 1
+        return found
+
+    def _queue(self, name: str) -> StoredQueue:
+        if name not in self.broker.queues:
+            raise self._refused(ChannelNotFoundEntity(f"no queue {name!r}"))
+        return self.broker.queues[name]
+
+    def _confirm(self) -> "asyncio.Future[None]":
+        confirm: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.unconfirmed.add(confirm)
+        confirm.add_done_callback(self.unconfirmed.discard)
+        return confirm
+
+    def _refused(self, error: Exception) -> Exception:
+        end_channels([self], error)
+        return error
+
+    def _require_open(self) -> None:
+        if self.is_closed:
+            raise ChannelInvalidStateError("the channel is closed")
+
+
+def end_channels(channels: Iterable[FakeChannel], error: Exception | None) -> None:
+    """Close channels: confirms never come, consumers are gone, and what they held goes back."""
+    ended = [channel for channel in channels if not channel.is_closed]
+    for channel in ended:
+        _close(channel.closing, error)
+        for confirm in list(channel.unconfirmed):
+            confirm.cancel()
+        for consumer in channel.consumers.values():
+            consumer.queue.consumers.remove(consumer)
+    for channel in ended:
+        returned: dict[StoredQueue, list[Stored]] = {}
+        for consumer, stored in channel.unacked.values():
+            returned.setdefault(consumer.queue, []).append(stored)
+        channel.unacked.clear()
+        for queue, messages in returned.items():
+            channel.broker.on_returned(queue.name, messages)
+            for stored in messages:
+                channel.broker.give_back(queue, stored)
+            channel.broker.pump(queue)
+
+
+def through_the_wire(properties: Basic.Properties) -> Basic.Properties:
+    """Return properties as they arrive at the other end."""
+    header = ContentHeader()
+    header.unmarshal(ContentHeader(0, 0, properties).marshal())
+    return header.properties
+
+
+def with_headers(properties: Basic.Properties, more: Mapping[str, Any]) -> Basic.Properties:
+    """Return a copy of properties with more headers."""
+    told = {name: getattr(properties, name) for name in properties.attributes()}
+    return Basic.Properties(**told | {"headers": {**(properties.headers or {}), **more}})
+
+
+@lru_cache(2**16)
+def _fits(kind: str, pattern: str, key: str) -> bool:
+    return kind == "fanout" or _topic(tuple(pattern.split(".")), tuple(key.split(".")))
+
+
+def _topic(pattern: tuple[str, ...], words: tuple[str, ...]) -> bool:
+    """Tell whether words match the words of a topic pattern (AMQP 0-9-1, 3.1.3.3)."""
+    match pattern:
+        case ():
+            return not words
+        case ("#", *_):
+            return _topic(pattern[1:], words) or (bool(words) and _topic(pattern, words[1:]))
+        case (first, *_):
+            return bool(words) and first in ("*", words[0]) and _topic(pattern[1:], words[1:])
+        case _:
+            raise AssertionError(pattern)
+
+
+def _confirmed(confirm: "asyncio.Future[None]") -> None:
+    if not confirm.done():
+        confirm.set_result(None)
+
+
+def _close(closing: "asyncio.Future[None]", error: Exception | None) -> None:
+    if error is None:
+        closing.set_result(None)
+    else:
+        closing.set_exception(error)
+        closing.exception()  # whoever watches is told; nobody has to
+
+
+def _ignore(*_: object) -> None:
+    """Stand in until somebody wants to know."""
