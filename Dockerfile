@@ -9,7 +9,9 @@ RUN python3 -m venv --without-pip /opt/venv \
     && python3 -m pip --python /opt/venv/bin/python install --no-cache-dir \
         --disable-pip-version-check --no-compile --require-hashes --only-binary :all: \
         -r requirements.lock \
-    && rm requirements.lock
+    && rm requirements.lock \
+    # A copy of its build folder that one distribution brings along; nothing can import it.
+    && rm -rf /opt/venv/lib/python*/site-packages/bazel-project
 COPY service/ service/
 COPY schemas/ schemas/
 # Modules are compiled here, because the container may write nothing; unchecked, because neither

@@ -6,9 +6,10 @@
 import asyncio
 import gc
 import os
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+import socket
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from service import __version__
@@ -24,20 +25,30 @@ from service.core.address import EgressRules
 from service.deliver import Deliverer
 from service.dispatch import Dispatcher
 from service.errors import ConfigurationError
-from service.log import LineSink, Log, configure
+from service.log import LAST_LINES, LineSink, Log, configure
 from service.metrics import Metrics
 from service.report import Reporter
 from service.schemas import PACKAGED, EventSchemas
 from service.settings import Settings, unknown_names
+from service.signals import stop_signal
 from service.states import States
 from service.subscriptions import Changes, Snapshot, SubscriptionWatcher
 from service.webhook.formats import render
 from service.webhook.sender import WebhookSender
 
-LAST_LINES = 2.0
-"""Seconds that the last log lines have to leave the process."""
 SLOW_SHARE_INTAKE = 0.25
 SLOW_SHARE_BACKLOG = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """File descriptors that a worker has from the process that started it.
+
+    The listening socket of its admin port, and a pipe whose end means that the other process is gone.
+    """
+
+    admin_fd: int | None = None
+    lifeline_fd: int | None = None
 
 
 class App:
@@ -77,22 +88,23 @@ class App:
         self._broker = self._new_broker()
         self._watch()
 
-    async def run(self) -> None:
+    async def run(self, inherited: Inherited) -> None:
         """Run until SIGTERM or SIGINT, then drain.  Raises ConfigurationError at the start only."""
         await self._watcher.start()
         gc.collect()
         gc.freeze()  # what is there now stays; the collector need not walk it again
         async with AsyncExitStack() as stack:
-            stop = stack.enter_context(_signals())
+            stop = stack.enter_context(stop_signal(inherited.lifeline_fd))
             await stack.enter_async_context(self._sender)
             self._running = True
             await stack.enter_async_context(
                 admin_port(
                     self._settings.admin_host,
                     self._settings.admin_port,
-                    not_ready=self._not_ready,
-                    metrics=self._metrics.page,
-                    status=self._status,
+                    self,
+                    None
+                    if inherited.admin_fd is None
+                    else socket.socket(fileno=inherited.admin_fd),
                 )
             )
             loops = [
@@ -184,7 +196,15 @@ class App:
     def _in_flight(self) -> int:
         return sum(lane.in_flight for lane in self._lanes)
 
-    def _not_ready(self) -> list[str]:
+    async def not_ready(self) -> list[str]:
+        """Return what readiness still waits for."""
+        return self._missing()
+
+    async def metrics(self) -> bytes:
+        """Return the metrics page."""
+        return self._metrics.page()
+
+    def _missing(self) -> list[str]:
         missing = []
         if self._draining:
             missing.append("draining")
@@ -192,12 +212,13 @@ class App:
             missing.append("the broker is not connected")
         return missing
 
-    def _status(self) -> dict[str, Any]:
+    async def status(self) -> dict[str, Any]:
+        """Return what is known of lanes, targets and the broker."""
         now = self._clock.monotonic()
         return {
             "version": __version__,
-            "ready": not self._not_ready(),
-            "waiting_for": self._not_ready(),
+            "ready": not self._missing(),
+            "waiting_for": self._missing(),
             "broker": {"consuming": self._broker.consuming, "blocked": self._broker.blocked},
             "lanes": {
                 lane.name: {"in_flight": lane.in_flight, "prefetch": lane.prefetch}
@@ -267,28 +288,7 @@ def _budget(lane: str, prefetch: int, slow_share: float) -> Budget:
     return Budget(lane, attempts, max(1, int(attempts * slow_share)))
 
 
-@contextmanager
-def _signals() -> Iterator[asyncio.Event]:
-    """Set the event at SIGTERM or SIGINT; a second SIGINT ends the process at once."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def on_signal(number: signal.Signals) -> None:
-        if stop.is_set() and number is signal.SIGINT:
-            loop.remove_signal_handler(number)
-            signal.raise_signal(number)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
-    try:
-        yield stop
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-
-async def run(settings: Settings, environ: Mapping[str, str]) -> None:
+async def run(settings: Settings, environ: Mapping[str, str], inherited: Inherited) -> None:
     """Run one dispatcher process until it is told to stop.
 
     Raises ConfigurationError where it cannot start; the broker being away is no reason not to.
@@ -300,6 +300,6 @@ async def run(settings: Settings, environ: Mapping[str, str]) -> None:
     for name, nearest in unknown_names(environ):
         log.warning("settings.unknown", name=name, nearest=nearest)
     try:
-        await App(settings, environ, log).run()
+        await App(settings, environ, log).run(inherited)
     finally:
         sink.close(LAST_LINES)

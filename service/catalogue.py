@@ -347,6 +347,31 @@ CATALOGUE: tuple[LogEvent, ...] = (
         },
     ),
     LogEvent(
+        "workers.started",
+        "info",
+        "`run --workers` starts its processes.",
+        "Nothing.",
+        {"workers": _count("How many."), "pid": _count("The process id of the one that watches.")},
+    ),
+    LogEvent(
+        "workers.stopped",
+        "info",
+        "All processes of `run --workers` have ended.",
+        "Nothing.",
+        {"workers": _count("How many there were.")},
+    ),
+    LogEvent(
+        "worker.died",
+        "error",
+        "One of the processes ended by itself and will be started again.",
+        "Look at its last lines; what it had in flight is delivered by others.",
+        {
+            "worker": _count("Which one."),
+            "status": {"type": "integer", "description": "Exit status; negative: the signal."},
+            "next_attempt_at": _time("When it is started again."),
+        },
+    ),
+    LogEvent(
         "log.gap",
         "warning",
         "Lines before this one are missing: nobody read them, or they could not be written.",

@@ -34,14 +34,21 @@ def cli() -> None:
 
 
 @cli.command()
-def run() -> None:
+@click.option("--workers", type=click.IntRange(min=1), default=1, help="Processes on this machine.")
+@click.option("--admin-fd", type=int, hidden=True)
+@click.option("--lifeline-fd", type=int, hidden=True)
+def run(workers: int, admin_fd: int | None, lifeline_fd: int | None) -> None:
     """Run the dispatcher until SIGTERM or SIGINT, then drain."""
     import uvloop  # noqa: PLC0415 - other commands start faster without it
 
     from service import app  # noqa: PLC0415
+    from service.workers import run_workers  # noqa: PLC0415
 
     settings = Settings.load(os.environ)
-    uvloop.run(app.run(settings, os.environ))
+    if workers > 1:
+        uvloop.run(run_workers(workers, settings, os.environ))
+    else:
+        uvloop.run(app.run(settings, os.environ, app.Inherited(admin_fd, lifeline_fd)))
 
 
 @cli.command()

@@ -20,6 +20,8 @@ import structlog
 from service import __version__
 from service.catalogue import SERVICE
 
+LAST_LINES = 2.0
+"""Seconds that the last lines have to leave the process."""
 RETRY_AFTER = 0.02
 """Seconds between two looks for room in a pipe that is full."""
 

@@ -46,6 +46,7 @@ class Dispatcher:
     def __init__(self, environ: Mapping[str, str], folder: Path) -> None:
         self.environ = dict(environ)
         self.folder = folder
+        self.arguments: tuple[str, ...] = ()
         self.lines: list[dict[str, Any]] = []
         self.raw: list[str] = []
         self.stderr = ""
@@ -68,7 +69,7 @@ class Dispatcher:
         port = free_port()
         self.admin = f"http://127.0.0.1:{port}"
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service", "run"),
+            *(sys.executable, "-m", "service", "run", *self.arguments),
             cwd=ROOT,
             env=self.environ | {"DISPATCHER_ADMIN_PORT": str(port)},
             stdout=subprocess.PIPE,

@@ -14,14 +14,17 @@ and after it is done, so that a test can stop the world there.
 import asyncio
 import heapq
 import selectors
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
 from itertools import count
 from typing import Any, TypeVar
 
+import orjson
+import pytest
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import (
     ChannelInvalidStateError,
@@ -34,11 +37,26 @@ from aiormq.exceptions import (
 from pamqp.commands import Basic, Queue
 from pamqp.header import ContentHeader
 
-from service.broker.topology import Binding, Exchange, Topology
+from service.broker import connection, parked
+from service.broker.connection import Address, Broker
+from service.broker.consumer import Lane
+from service.broker.outbox import Outbox
+from service.broker.publisher import Publisher
+from service.broker.topology import Binding, Exchange, Topology, topology
 from service.broker.topology import Queue as WantedQueue
+from service.core.delivery import Forbidden, Outcome
+from service.core.subscription import Subscription, Target
+from service.deliver import Budget, Deliverer
+from service.dispatch import Dispatcher
+from service.states import States
+from service.subscriptions.snapshot import Snapshot
+from service.webhook.formats import Content, render
 
 EPOCH = 1_800_000_000.0
 """Unix seconds at which a fake clock begins."""
+
+WANTED = topology("test", "events", ["#"])
+NAMES = WANTED.names
 
 Result = TypeVar("Result")
 
@@ -321,7 +339,7 @@ class FakeConnection:
     async def channel(
         self,
         *,
-        publisher_confirms: bool = True,  # noqa: ARG002 - every publish is confirmed here
+        publisher_confirms: bool = True,
         on_return_raises: bool = False,
     ) -> "FakeChannel":
         self._require_open()
@@ -357,7 +375,7 @@ class FakeChannel:
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.on_consumer_cancel_callbacks: set[Callable[[Any], Any]] = set()
         self.unacked: dict[int, tuple[Consumer, Stored]] = {}
-        self.unconfirmed: set[asyncio.Future[Any]] = set()
+        self.unconfirmed: dict[asyncio.Future[Any], None] = {}
         self.consumers: dict[str, Consumer] = {}
         self._on_return_raises = on_return_raises
         self._prefetch = 0
@@ -404,11 +422,11 @@ class FakeChannel:
         self._require_open()
         confirm = self._confirm()
         sent = through_the_wire(properties or Basic.Properties())
-        match await self.broker.at("publish", self.connection.url):
+        match await self._at("publish"):
             case Verdict.GO:
                 self.broker.on_publish(sent)
                 self._take_in(exchange, routing_key, body, sent, mandatory=mandatory)
-                if await self.broker.at("publish.stored", self.connection.url) is Verdict.GO:
+                if await self._at("publish.stored") is Verdict.GO:
                     asyncio.get_running_loop().call_soon(_confirmed, confirm)
             case Verdict.NO:
                 raise DeliveryError(None, Basic.Nack())
@@ -422,24 +440,24 @@ class FakeChannel:
         self,
         delivery_tag: int,
         multiple: bool = False,  # noqa: FBT001, FBT002 - the library's own signature
-        wait: bool = True,  # noqa: ARG002, FBT001, FBT002
+        wait: bool = True,  # noqa: FBT001, FBT002
     ) -> None:
         """Ack; whether it arrived is never told."""
         self._require_open()
-        if await self.broker.at("ack", self.connection.url) is not Verdict.GO:
+        if await self._at("ack") is not Verdict.GO:
             return
         for consumer, stored in self._settled(delivery_tag, multiple=multiple):
             consumer.queue.held.discard(stored)
             self.broker.gone(consumer.queue)
             self.broker.pump(consumer.queue)
-        await self.broker.at("ack.done", self.connection.url)
+        await self._at("ack.done")
 
     async def basic_nack(
         self,
         delivery_tag: int,
         multiple: bool = False,  # noqa: FBT001, FBT002
         requeue: bool = True,  # noqa: FBT001, FBT002
-        wait: bool = True,  # noqa: ARG002, FBT001, FBT002
+        wait: bool = True,  # noqa: FBT001, FBT002
     ) -> None:
         self._require_open()
         assert requeue, "nothing here refuses a message for good"
@@ -452,7 +470,7 @@ class FakeChannel:
         queue: str,
         *,
         passive: bool = False,
-        durable: bool = True,  # noqa: ARG002 - everything is
+        durable: bool = True,
         arguments: Mapping[str, Any] | None = None,
     ) -> Queue.DeclareOk:
         self._require_open()
@@ -476,7 +494,7 @@ class FakeChannel:
         *,
         exchange_type: str = "direct",
         passive: bool = False,
-        durable: bool = True,  # noqa: ARG002
+        durable: bool = True,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         self._require_open()
@@ -497,6 +515,10 @@ class FakeChannel:
         header = ContentHeader(0, len(stored.body), stored.seen)
         message: Any = DeliveredMessage(frame, header, stored.body, self)  # type: ignore[arg-type]
         asyncio.get_running_loop().create_task(self._call(consumer, message))
+
+    async def _at(self, step: str) -> Verdict:
+        verdict = await self.broker.at(step, self.connection.url)
+        return Verdict.NEVER if self.is_closed else verdict
 
     async def _call(self, consumer: Consumer, message: DeliveredMessage) -> None:
         if not self.is_closed:
@@ -537,8 +559,8 @@ class FakeChannel:
 
     def _confirm(self) -> "asyncio.Future[None]":
         confirm: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.unconfirmed.add(confirm)
-        confirm.add_done_callback(self.unconfirmed.discard)
+        self.unconfirmed[confirm] = None
+        confirm.add_done_callback(lambda _: self.unconfirmed.pop(confirm, None))
         return confirm
 
     def _refused(self, error: Exception) -> Exception:
@@ -617,3 +639,192 @@ def _close(closing: "asyncio.Future[None]", error: Exception | None) -> None:
 
 def _ignore(*_: object) -> None:
     """Stand in until somebody wants to know."""
+
+
+# A dispatcher over it, and what it delivers to.
+
+
+@contextmanager
+def standing_in(broker: FakeBroker) -> Iterator[None]:
+    """Let whoever opens a connection open one to this broker."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (connection, parked):
+            patch.setattr(module, "open_connection", broker.open)
+        # Looking for alarms each second would be most of what happens in an hour.
+        patch.setattr(connection, "BLOCKED_POLL", 3600.0)
+        patch.setattr(connection, "UNROUTED_POLL", 3600.0)
+        yield
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a target was sent; `at` in seconds of the fake clock, `event_id` as its body tells it."""
+
+    at: float
+    subscription_id: str
+    url: str
+    event_id: str
+    webhook_id: str
+    body: bytes
+    outcome: Outcome
+
+    @property
+    def accepted(self) -> bool:
+        status = getattr(self.outcome, "status", 0)
+        return 200 <= status < 300
+
+
+Answer = Callable[[str, str, int], Outcome]
+"""What a target does, by its URL, the event's id, and how often it was sent the event (from 1)."""
+
+
+class Receivers:
+    """The targets: they outlive every dispatcher, and remember.  Event data must tell `event`."""
+
+    def __init__(self, clock: FakeClock, answer: Answer) -> None:
+        self.answer = answer
+        self.requests: list[Request] = []
+        self._clock = clock
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def take(self, subscription: Subscription, url: str, webhook_id: str, body: bytes) -> Outcome:
+        """Take a request in, and return what its sender will observe."""
+        event_id = orjson.loads(body)["data"]["event"]
+        self._counts[url, event_id] += 1
+        outcome = self.answer(url, event_id, self._counts[url, event_id])
+        if not isinstance(outcome, Forbidden):
+            now = self._clock.monotonic()
+            told = Request(now, subscription.id, url, event_id, webhook_id, body, outcome)
+            self.requests.append(told)
+        return outcome
+
+
+class Log:
+    """A log that is only looked at for what must not be in it."""
+
+    def __init__(self) -> None:
+        self.faults: list[dict[str, Any]] = []
+
+    def info(self, event: str, **fields: Any) -> None:
+        if event == "service.fault":
+            self.faults.append(fields)
+
+    debug = warning = error = info
+
+
+class Meter:
+    """Counts nothing."""
+
+    def received(self, lane: str) -> None: ...
+
+    def rejected(self, reason: str) -> None: ...
+
+    def unmatched(self) -> None: ...
+
+    def attempted(self, lane: str, outcome: str, seconds: float) -> None: ...
+
+    def deferred(self, cause: str) -> None: ...
+
+    def dead_lettered(self, reason: str) -> None: ...
+
+
+class NoSchemas:
+    """Every event's data is as it should be."""
+
+    def check(self, event_type: str, data: object) -> None: ...
+
+
+class World:
+    """What outlives a dispatcher: time, broker, targets, and the subscriptions in force."""
+
+    def __init__(
+        self, subscriptions: Sequence[Subscription], answer: Answer, at: At = calmly
+    ) -> None:
+        self.clock = FakeClock()
+        self.broker = FakeBroker(WANTED, at)
+        self.receivers = Receivers(self.clock, answer)
+        self.log = Log()
+        self.at = at
+        self.put_in_force(subscriptions)
+
+    def put_in_force(self, subscriptions: Sequence[Subscription]) -> None:
+        self.snapshot = Snapshot(subscriptions, version="", loaded_at=self.clock.now())
+
+    def replace(self, old: Subscription, new: Subscription) -> None:
+        """Put a changed subscription in force."""
+        self.put_in_force([new if one is old else one for one in self.snapshot])
+
+
+class Process:
+    """One dispatcher: the real stages and the real broker layer, with nothing remembered.
+
+    `prefetch` and `attempts` bound each lane, `slow` the attempts of targets known to be slow.
+    """
+
+    def __init__(
+        self, world: World, url: str, *, prefetch: int = 100, attempts: int = 50, slow: int = 12
+    ) -> None:
+        self.world = world
+        self.url = url
+        self.states = States(1)
+        clock, log, meter = world.clock, world.log, Meter()
+        publisher = Publisher(10.0)
+        outbox = Outbox(publisher, NAMES, clock)
+        dispatcher = Dispatcher(
+            Deliverer(self, outbox, self.states, clock, log, meter),
+            outbox,
+            lambda: world.snapshot,
+            NoSchemas(),
+            render,
+            clock,
+            log,
+            meter,
+            intake=Budget("intake", attempts, slow),
+            backlog=Budget("backlog", attempts, slow),
+            max_event_bytes=262144,
+        )
+        self.lanes = [
+            Lane("intake", NAMES.intake, prefetch, dispatcher.on_event, log),
+            Lane("backlog", NAMES.deliveries, prefetch, dispatcher.on_delivery, log),
+        ]
+        self.broker = Broker(
+            Address([url]),
+            Topology(NAMES, WANTED.events, [], [], []),
+            self.lanes,
+            publisher,
+            log,
+            clock,
+            declare=True,
+            on_unrouted=_ignore,
+        )
+        self.running = asyncio.get_running_loop().create_task(self.broker.run())
+
+    async def send(
+        self,
+        *,
+        subscription: Subscription,
+        target: Target,
+        event_id_header: str,
+        content: Content,
+        timestamp: int,
+        traceparent: str | None,
+        tracestate: str | None,
+    ) -> Outcome:
+        """Stand in for the sender of webhooks."""
+        await self.world.at("attempt", self.url)
+        outcome = self.world.receivers.take(subscription, target.url, event_id_header, content.body)
+        await self.world.at("attempt.taken", self.url)
+        await asyncio.sleep(outcome.duration)
+        return outcome
+
+    async def idle(self) -> None:
+        """Wait until no message is worked on."""
+        while any(lane.in_flight for lane in self.lanes):
+            await asyncio.sleep(0.1)
+
+    async def drain(self) -> None:
+        """End as at SIGTERM: take no more, finish what is under way, go."""
+        await self.broker.stop_consuming()
+        await asyncio.gather(*(lane.drained() for lane in self.lanes))
+        self.running.cancel()
+        await asyncio.wait([self.running])

@@ -29,11 +29,11 @@ def table(rows: Iterable[Row], width: int = WIDTH) -> Iterator[str]:
     """Yield the lines of the table, none longer than `width`: targets are shortened in the middle."""
     listed = [(row, _cells(row)) for row in rows]
     widths = [
-        max(len(name), *(len(cells[column]) for _, cells in listed))
+        max([len(name), *(len(cells[column]) for _, cells in listed)])
         for column, name in enumerate(_COLUMNS)
     ]
     room = max(20, width - sum(widths) - len(_GAP) * len(widths))
-    first = min(room, max(len("subscription, target"), *(len(_name(row)) for row, _ in listed)))
+    first = min(room, max([len("subscription, target"), *(len(_name(row)) for row, _ in listed)]))
     yield _line("subscription, target", _COLUMNS, first, widths)
     for row, cells in listed:
         yield _line(_name(row), cells, first, widths)

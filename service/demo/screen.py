@@ -108,7 +108,7 @@ class Screen:
             decision += f" in {told['in_s']:.1f} s"
         cells = (
             *(told["message"], target_name(told["target"]), told["round"], told["attempt"]),
-            *(told.get("status") or told["error.type"], f"{told['duration_ms']:.1f} ms"),
+            *(told.get("status") or told["error.type"], _took(told["duration_ms"])),
             *(decision, saw),
         )
         self._row(cells, _COLOURS[told["message"]])
@@ -151,3 +151,7 @@ class Screen:
 def target_name(url: str) -> str:
     """Return the name of a receiver, which is the path of its URL."""
     return url.rpartition("/")[2]
+
+
+def _took(milliseconds: float) -> str:
+    return f"{milliseconds:.0f} ms" if milliseconds >= 1000 else f"{milliseconds:.1f} ms"

@@ -1,0 +1,222 @@
+"""Several processes on one machine, for a person with a large one and no orchestrator.
+
+The workers share nothing but the broker.  This process consumes nothing: it starts them, starts a dead
+one again, passes SIGTERM on, and answers on the one admin port for all of them.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import AsyncExitStack
+from typing import Any, Final
+
+import aiohttp
+import orjson
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from service.admin import AdminPages, admin_port
+from service.clock import Clock, SystemClock
+from service.errors import ConfigurationError
+from service.log import LAST_LINES, LineSink, Log, configure, rfc3339
+from service.settings import PREFIX, Settings
+from service.signals import stop_signal
+
+RESTART_FIRST: Final = 0.5
+RESTART_MAX: Final = 30.0
+STEADY_AFTER: Final = 60.0
+"""Seconds after which a worker counts as having started well."""
+GRACE: Final = 5.0
+ASK_TIMEOUT: Final = 3.0
+
+
+class Worker:
+    """One child process, with a listening socket of its own for its admin port.
+
+    It holds the reading end of a pipe whose writing end is ours: when this process dies, it drains.
+    """
+
+    def __init__(self, number: int, environ: Mapping[str, str]) -> None:
+        self.number = number
+        self._environ = environ
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._process: asyncio.subprocess.Process | None = None
+        self._lifeline = -1
+
+    @property
+    def url(self) -> str:
+        """Return where its admin port is."""
+        return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    async def run_once(self) -> int:
+        """Start the process and wait for its end; returns its exit status."""
+        reader, self._lifeline = os.pipe()
+        descriptors = (self._socket.fileno(), reader)
+        arguments = ("--admin-fd", str(descriptors[0]), "--lifeline-fd", str(reader))
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "service", "run", *arguments),
+                env=self._environ,
+                pass_fds=descriptors,
+            )
+        finally:
+            os.close(reader)
+        try:
+            return await self._process.wait()
+        finally:
+            os.close(self._lifeline)
+
+    def terminate(self) -> None:
+        """Ask it to drain."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """End it at once."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    def close(self) -> None:
+        """Give its port back."""
+        self._socket.close()
+
+
+class Workers:
+    """The workers of one machine."""
+
+    def __init__(
+        self, count: int, settings: Settings, environ: Mapping[str, str], log: Log, clock: Clock
+    ) -> None:
+        told = {**environ, f"{PREFIX}REPLICAS": str(settings.replicas * count)}
+        self._workers = [Worker(number, told) for number in range(count)]
+        self._settings = settings
+        self._log = log
+        self._clock = clock
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Keep the workers running until a signal says stop; then drain them all."""
+        async with AsyncExitStack() as stack:
+            stop = stack.enter_context(stop_signal())
+            session = await stack.enter_async_context(
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_TIMEOUT))
+            )
+            pages = _Together([worker.url for worker in self._workers], session)
+            await stack.enter_async_context(
+                admin_port(self._settings.admin_host, self._settings.admin_port, pages)
+            )
+            keeping = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
+            await stop.wait()
+            self._stopping = True
+            for worker in self._workers:
+                worker.terminate()
+            await asyncio.wait(keeping, timeout=self._settings.drain_timeout + GRACE)
+            for worker in self._workers:
+                worker.kill()
+            await asyncio.gather(*keeping)
+        for worker in self._workers:
+            worker.close()
+
+    async def _keep(self, worker: Worker) -> None:
+        """Start the worker, and start it again whenever it ends."""
+        pause = RESTART_FIRST
+        while not self._stopping:
+            started = self._clock.monotonic()
+            status = await worker.run_once()
+            if self._stopping:
+                return
+            if self._clock.monotonic() - started > STEADY_AFTER:
+                pause = RESTART_FIRST
+            self._log.error(
+                "worker.died",
+                worker=worker.number,
+                status=status,
+                next_attempt_at=rfc3339(self._clock.now() + pause),
+            )
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, RESTART_MAX)
+
+
+class _Together(AdminPages):
+    """The admin pages of all workers, added up."""
+
+    def __init__(self, urls: list[str], session: aiohttp.ClientSession) -> None:
+        self._urls = urls
+        self._session = session
+
+    async def not_ready(self) -> list[str]:
+        """Return what the workers still wait for; ready when all are."""
+        answers = await asyncio.gather(*(self._ask(url, "/readyz") for url in self._urls))
+        return [
+            f"worker {number}: {body.decode().strip() or 'does not answer'}"
+            for number, (status, body) in enumerate(answers)
+            if status != 200
+        ]
+
+    async def metrics(self) -> bytes:
+        """Return the sums of the workers' metrics."""
+        answers = await asyncio.gather(*(self._ask(url, "/metrics") for url in self._urls))
+        return add_up(body.decode() for status, body in answers if status == 200)
+
+    async def status(self) -> dict[str, Any]:
+        """Return each worker's status."""
+        answers = await asyncio.gather(*(self._ask(url, "/status") for url in self._urls))
+        told = [orjson.loads(body) if status == 200 else None for status, body in answers]
+        return {"ready": all(one and one["ready"] for one in told), "workers": told}
+
+    async def _ask(self, url: str, path: str) -> tuple[int, bytes]:
+        try:
+            async with self._session.get(url + path) as answer:
+                return answer.status, await answer.read()
+        except (aiohttp.ClientError, TimeoutError):
+            return 0, b""
+
+
+def add_up(pages: Iterable[str]) -> bytes:
+    """Return one page of metrics in Prometheus' text format: each sample is the sum over the pages.
+
+    A moment of creation is the earliest.
+    """
+    heads: dict[str, tuple[str, str]] = {}
+    sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+    for page in pages:
+        for family in text_string_to_metric_families(page):
+            heads.setdefault(family.name, (family.documentation, family.type))
+            samples = sums.setdefault(family.name, {})
+            for sample in family.samples:
+                key = (sample.name, tuple(sample.labels.items()))
+                samples[key] = _joined(samples.get(key), sample)
+    lines = []
+    for name, samples in sums.items():
+        documentation, kind = heads[name]
+        full = f"{name}_total" if kind == "counter" else name
+        lines += [f"# HELP {full} {documentation}", f"# TYPE {full} {kind}"]
+        lines += [f"{key}{_labels(labels)} {value}" for (key, labels), value in samples.items()]
+    return "\n".join([*lines, ""]).encode()
+
+
+def _joined(known: float | None, sample: Sample) -> float:
+    if known is None:
+        return float(sample.value)
+    return min(known, sample.value) if sample.name.endswith("_created") else known + sample.value
+
+
+def _labels(labels: tuple[tuple[str, str], ...]) -> str:
+    return "{" + ",".join(f'{name}="{value}"' for name, value in labels) + "}" if labels else ""
+
+
+async def run_workers(count: int, settings: Settings, environ: Mapping[str, str]) -> None:
+    """Run so many dispatcher processes until told to stop.  Raises ConfigurationError at the start."""
+    if count < 1:
+        raise ConfigurationError("--workers: give a number from 1 on")
+    sink = LineSink(1)
+    sink.attach(asyncio.get_running_loop())
+    log = configure(settings.log_level, settings.log_format, sink)
+    log.info("workers.started", workers=count, pid=os.getpid())
+    try:
+        await Workers(count, settings, environ, log, SystemClock()).run()
+        log.info("workers.stopped", workers=count)
+    finally:
+        sink.close(LAST_LINES)

@@ -1,0 +1,286 @@
+"""The image, really built from the Dockerfile and really started, on a machine without a container engine.
+
+`make test-image` runs these: they take some minutes, root's rights, and Debian's buildah and debootstrap.
+The base image is a stand-in, a Debian of the same release with the same Python, made from the machine's own
+mirror; STAND_IN_ROOT may name the folder of one that is there already.  The container is what Kubernetes makes
+of the manifests, as far as a chroot can be it: the image's user, a read-only root, an own /tmp, no new rights.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import service
+from service.publish import Publisher
+from tests.dispatcher import Station, free_port, subscription, validate_line, write_subscriptions
+from tests.receivers import Recorder
+
+ROOT = Path(__file__).parent.parent
+RELEASE = "trixie"
+STAND_IN = f"localhost/python:3.13-slim-{RELEASE}"
+IMAGE = f"localhost/webhook-dispatcher:{service.__version__}"
+CERTIFICATES = Path("/etc/ssl/certs")
+LARGEST_ADDITION = 140_000_000
+"""Bytes that the image may add to its base."""
+
+_PROGRAMS = ("buildah", "debootstrap", "unshare", "setpriv", "chroot")
+
+
+def _why_not() -> str | None:
+    if os.environ.get("TEST_IMAGE") != "1":
+        return "NOT RUN: takes minutes; `make test-image` runs it"
+    missing = [name for name in _PROGRAMS if shutil.which(name, path=_path()) is None]
+    if missing:
+        return f"NOT RUN: missing are {', '.join(missing)}; install Debian's packages"
+    if os.geteuid() != 0:
+        return "NOT RUN: needs root's rights"
+    return None
+
+
+def _path() -> str:
+    return os.environ["PATH"] + ":/usr/sbin:/sbin"
+
+
+pytestmark = pytest.mark.skipif(_why_not() is not None, reason=str(_why_not()))
+
+
+class Buildah:
+    """Buildah with a storage of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._options = ["--root", folder / "storage", "--runroot", folder / "run"]
+        self._environ = os.environ | {
+            "BUILDAH_ISOLATION": "chroot",
+            "STORAGE_DRIVER": "vfs",
+            "PATH": _path(),
+        }
+
+    def __call__(self, command: str, *arguments: str | Path) -> str:
+        done = subprocess.run(
+            ["buildah", *self._options, command, *arguments],
+            env=self._environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        return done.stdout.strip()
+
+    def build(self, tag: str) -> str:
+        """Build the image from nothing that is kept; returns its name."""
+        self(
+            "bud",
+            "--format=docker",  # the other one has no health check
+            "--pull-never",
+            "--no-cache",
+            "--layers=false",
+            "--timestamp=0",
+            f"--build-arg=PYTHON_IMAGE={STAND_IN}",
+            f"--volume={CERTIFICATES}:{CERTIFICATES}:ro",
+            f"--tag={tag}",
+            ROOT,
+        )
+        return tag
+
+    def about(self, image: str) -> dict[str, Any]:
+        """Return what the image says of itself."""
+        told: dict[str, Any] = json.loads(self("inspect", "--type=image", image))
+        return told
+
+
+@pytest.fixture(scope="session")
+def buildah(tmp_path_factory) -> Iterator[Buildah]:
+    folder = tmp_path_factory.mktemp("buildah")
+    buildah = Buildah(folder)
+    root = Path(os.environ.get("STAND_IN_ROOT") or _debootstrapped(folder / "root"))
+    container = buildah("from", "scratch")
+    buildah("add", "--quiet", container, root, "/")
+    buildah("commit", "--quiet", "--rm", container, STAND_IN)
+    yield buildah
+    with suppress(AssertionError):
+        buildah("rm", "--all")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _debootstrapped(folder: Path) -> Path:
+    mirror = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()[0]
+    done = subprocess.run(
+        [
+            *("debootstrap", "--variant=minbase"),
+            "--include=python3,python3-venv,python3-pip,ca-certificates",
+            *(RELEASE, folder, mirror),
+        ],
+        env=os.environ | {"PATH": _path()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip(f"NOT RUN: {RELEASE} cannot be had from {mirror}: {done.stdout[-500:]}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image(buildah) -> str:
+    return buildah.build(IMAGE)
+
+
+@pytest.fixture(scope="session")
+def config(buildah, image) -> dict[str, Any]:
+    config: dict[str, Any] = buildah.about(image)["Docker"]["config"]
+    return config
+
+
+@pytest.fixture(scope="session")
+def root(buildah, image) -> Iterator[Path]:
+    container = buildah("from", "--pull-never", image)
+    yield Path(buildah("mount", container))
+    buildah("umount", container)
+    buildah("rm", container)
+
+
+def test_the_image_says_what_it_is(config):
+    assert config["User"] == "10001:10001"
+    assert (config["Entrypoint"], config["Cmd"]) == (["webhook-dispatcher"], ["run"])
+    assert config["ExposedPorts"] == {"8080/tcp": {}}
+    labels = config["Labels"]
+    assert labels["org.opencontainers.image.version"] == service.__version__
+    assert labels["org.opencontainers.image.title"] == "webhook-dispatcher"
+    assert config["Healthcheck"]["Test"][0] == "CMD"
+
+
+def test_the_image_is_small(buildah, image):
+    layers = json.loads(buildah.about(image)["Manifest"])["layers"]
+    added = sum(layer["size"] for layer in layers[1:])
+    print(f"\nthe image adds {added / 1e6:.0f} MB to its base")  # noqa: T201 - a figure for people
+    assert added < LARGEST_ADDITION
+
+
+def test_the_image_holds_what_runs_and_not_what_installs(root):
+    packages = next((root / "opt/venv/lib").glob("python3*")) / "site-packages"
+    assert not [*packages.glob("pip*"), *packages.glob("setuptools*")]
+    assert {path.name for path in (root / "app").iterdir()} == {"service", "schemas"}
+
+
+def test_another_build_is_the_same_to_the_byte(buildah, image):
+    again = buildah.build(f"{IMAGE}-again")
+    layers, others = (buildah.about(name)["OCIv1"]["rootfs"]["diff_ids"] for name in (image, again))
+    assert layers == others
+
+
+@pytest.mark.parametrize("processor", ["x86_64", "aarch64"])
+def test_every_locked_requirement_has_a_wheel_for_the_processor(processor, tmp_path):
+    platforms = [f"manylinux{v}_{processor}" for v in ("2014", "_2_17", "_2_28", "_2_34")]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"),
+            *("--only-binary=:all:", "--implementation=cp", "--python-version=3.13"),
+            *(f"--platform={platform}" for platform in platforms),
+            *("--dest", tmp_path, "--requirement", ROOT / "requirements.lock"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    wheels = list(tmp_path.iterdir())
+    assert any(wheel.stem.endswith(processor) for wheel in wheels)
+    assert all(wheel.suffix == ".whl" for wheel in wheels)
+
+
+def contained(
+    root: Path, config: dict[str, Any], environ: dict[str, str], volume: Path, *command: str
+) -> list[str | Path]:
+    """Return a command line that becomes a process of the container; `volume` is read at `/volume`."""
+    variables = [*config["Env"], *(f"{name}={value}" for name, value in environ.items())]
+    script = """set -e
+        mount --bind "$0" "$0"
+        mount --bind "$1" "$0/mnt"
+        mount -o remount,bind,ro "$0/mnt"
+        mount -t tmpfs tmpfs "$0/tmp"
+        mount -t proc proc "$0/proc"
+        mount -o remount,bind,ro "$0"
+        user=$2
+        shift 2
+        exec setpriv --no-new-privs chroot --userspec="$user" --groups= "$0" "$@"
+    """
+    return [
+        *("unshare", "--mount", "--propagation=private", "sh", "-c", script),
+        *(root, volume, config["User"]),
+        *("/usr/bin/env", "-i", "-C", config["WorkingDir"], *variables, *command),
+    ]
+
+
+async def test_it_delivers_an_event_as_its_user_on_a_read_only_root(
+    root, config, amqp_url, prefix, events_exchange, tmp_path
+):
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    port = free_port()
+    station = Station(amqp_url, prefix, events_exchange, volume)
+    environ = {k: v for k, v in station.environ.items() if k.startswith(("DISPATCHER_", "TEST_"))}
+    environ |= {
+        "DISPATCHER_SUBSCRIPTIONS": "/mnt/subscriptions.yaml",
+        "DISPATCHER_ADMIN_PORT": str(port),
+    }
+    async with Recorder() as receiver:
+        write_subscriptions(volume, subscription("sample", receiver.url))
+        run = contained(root, config, environ, volume, *config["Entrypoint"], *config["Cmd"])
+        process = await asyncio.create_subprocess_exec(*run, stdout=subprocess.PIPE)
+        try:
+            lines = [line async for line in _until(process, "broker.connected")]
+            _has_no_more_rights_than_it_should(process.pid)
+            async with Publisher(amqp_url, events_exchange) as publisher:
+                event_id = await publisher.publish("build.completed", {"build_id": "1"})
+            [request] = await receiver.wait_for(1, timeout=20)
+            assert request.headers["webhook-id"] == event_id
+            check = contained(root, config, environ, volume, *config["Healthcheck"]["Test"][1:])
+            checking = await asyncio.create_subprocess_exec(*check)
+            assert await checking.wait() == 0
+            process.send_signal(signal.SIGTERM)
+            lines += [line async for line in _until(process, "service.stopped")]
+            assert await process.wait() == 0
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    assert lines[-1]["left"] == 0
+    assert lines[0]["version"] == service.__version__
+
+
+async def _until(process: asyncio.subprocess.Process, message: str) -> Any:
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        async for line in process.stdout:
+            told = validate_line(line.decode())
+            yield told
+            if told["message"] == message:
+                return
+
+
+def _has_no_more_rights_than_it_should(pid: int) -> None:
+    process = Path(f"/proc/{pid}")
+    status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
+    assert status["Uid"].split() == status["Gid"].split() == ["10001"] * 4
+    assert status["Groups"].split() in ([], ["10001"])
+    assert int(status["CapEff"], 16) == 0
+    assert status["NoNewPrivs"].strip() == "1"
+    mounts = [line.split() for line in (process / "mountinfo").read_text().splitlines()]
+    seen = {mount[4]: mount[5].split(",") for mount in mounts}
+    assert "ro" in seen["/"]

@@ -1,0 +1,106 @@
+"""Several workers on one machine: one port for all, a dead one comes back, SIGTERM drains them."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.publish import Publisher
+from service.workers import add_up
+from tests.dispatcher import Dispatcher, Station, station, subscription
+from tests.receivers import Answer, Recorder
+
+
+@pytest.fixture
+async def it(amqp_url, prefix, events_exchange, tmp_path) -> AsyncIterator[Station]:
+    async with station(amqp_url, prefix, events_exchange, tmp_path) as it:
+        yield it
+
+
+async def started(it: Station, *subscriptions: dict[str, Any]) -> Dispatcher:
+    dispatcher = it.new(*subscriptions, INTAKE_PREFETCH="10")
+    dispatcher.arguments = ("--workers", "2")
+    return await dispatcher.start()
+
+
+async def publish(it: Station, count: int) -> list[str]:
+    async with Publisher(it.amqp_url, it.exchange) as publisher:
+        jobs = [publisher.publish("order.shipped", {"n": n}) for n in range(count)]
+        return list(await asyncio.gather(*jobs))
+
+
+def pids(dispatcher: Dispatcher) -> list[int]:
+    return [line["pid"] for line in dispatcher.of("service.started")]
+
+
+async def test_the_work_is_shared_and_the_one_port_adds_it_up(it):
+    async with Recorder(answer=lambda _: Answer(delay=0.02)) as receiver:
+        dispatcher = await started(it, subscription("s", receiver.url))
+        await publish(it, 100)
+        await receiver.wait_for(100, 20)
+        await dispatcher.line("attempt.succeeded", 100)
+        _, metrics = await dispatcher.get("/metrics")
+        _, status = await dispatcher.get("/status")
+        assert await dispatcher.stop() == 0
+    assert 'webhook_dispatcher_attempts_total{lane="intake",outcome="2xx"} 100.0' in metrics
+    workers = json.loads(status)["workers"]
+    assert len(workers) == 2
+    assert all(worker["targets"] for worker in workers)
+    assert len(dispatcher.of("service.stopped")) == 2
+
+
+async def test_a_killed_worker_is_started_again_and_nothing_is_lost(it):
+    async with Recorder(answer=lambda _: Answer(delay=0.02)) as receiver:
+        dispatcher = await started(it, subscription("s", receiver.url))
+        ids = await publish(it, 200)
+        await receiver.wait_for(20, 20)
+        os.kill(pids(dispatcher)[0], signal.SIGKILL)
+        died = await dispatcher.line("worker.died")
+        assert died["status"] == -signal.SIGKILL
+        await dispatcher.until(lambda: len(pids(dispatcher)) == 3)
+        await dispatcher.until(dispatcher.is_ready)
+        await dispatcher.until(
+            lambda: {r.headers["webhook-id"] for r in receiver.requests} == set(ids)
+        )
+        assert await dispatcher.stop() == 0
+
+
+async def test_workers_drain_when_the_process_that_started_them_is_gone(it):
+    async with Recorder() as receiver:
+        dispatcher = await started(it, subscription("s", receiver.url))
+        workers = pids(dispatcher)
+        await dispatcher.stop(signal.SIGKILL)
+    assert len(dispatcher.of("service.stopped")) == 2
+    await dispatcher.until(lambda: all(map(has_ended, workers)))
+
+
+def has_ended(pid: int) -> bool:
+    """Tell whether a process is gone, or only waits to be reaped by whoever adopted it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+async def test_a_rate_limit_is_divided_among_the_workers(it):
+    async with Recorder() as receiver:
+        dispatcher = await started(it, subscription("s", receiver.url))
+    assert [line["settings"]["replicas"] for line in dispatcher.of("service.started")] == [2, 2]
+
+
+def test_metrics_are_summed_by_name_and_labels():
+    pages = [
+        "# HELP a_total Help.\n# TYPE a_total counter\n"
+        f'a_total{{x="1"}} {value}\na_created{{x="1"}} {100 + value}\n'
+        f"# HELP g Gauge.\n# TYPE g gauge\ng {value}\n"
+        for value in (1.0, 2.0)
+    ]
+    told = add_up(pages).decode()
+    assert 'a_total{x="1"} 3.0' in told
+    assert 'a_created{x="1"} 101.0' in told
+    assert "\ng 3.0" in told
