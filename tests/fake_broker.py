@@ -17,6 +17,7 @@ import selectors
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
@@ -40,14 +41,17 @@ from pamqp.header import ContentHeader
 from service.broker import connection, parked
 from service.broker.connection import Address, Broker
 from service.broker.consumer import Lane
+from service.broker.deliveries import Delivered, DeliveryTransport, Sink, properties, register
 from service.broker.outbox import Outbox
 from service.broker.publisher import Publisher
 from service.broker.topology import Binding, Exchange, Topology, topology
 from service.broker.topology import Queue as WantedQueue
+from service.budget import Budget
 from service.core.delivery import Forbidden, Outcome
 from service.core.subscription import Subscription, Target
-from service.deliver import Budget, Deliverer
+from service.deliver import Deliverer
 from service.dispatch import Dispatcher
+from service.report import Reporter
 from service.states import States
 from service.subscriptions.snapshot import Snapshot
 from service.webhook.formats import Content, render
@@ -99,9 +103,14 @@ class FakeLoop(asyncio.SelectorEventLoop):
 
 
 def run(body: Coroutine[Any, Any, Result], clock: FakeClock) -> Result:
-    """Run a coroutine to its end on a fake clock; nothing that it started outlives it."""
-    with asyncio.Runner(loop_factory=lambda: FakeLoop(clock)) as runner:
-        return runner.run(body)
+    """Run a coroutine to its end on a fake clock; nothing that it started outlives it, or fails unseen."""
+    unseen: list[dict[str, Any]] = []
+    try:
+        with asyncio.Runner(loop_factory=lambda: FakeLoop(clock)) as runner:
+            runner.get_loop().set_exception_handler(lambda _, told: unseen.append(told))
+            return runner.run(body)
+    finally:
+        assert not unseen, unseen
 
 
 class Verdict(Enum):
@@ -219,14 +228,15 @@ class FakeBroker:
 
     async def open(self, url: str, _address: object, name: str) -> "FakeConnection":
         """Stand in for `open_connection`."""
-        connection = FakeConnection(self, url, name)
-        self.connections.append(connection)
-        return connection
+        opened = FakeConnection(self, url, name)
+        self.connections.append(opened)
+        register(opened, opened.transport)  # type: ignore[arg-type]
+        return opened
 
     def cut(self, url: str, which: str = "") -> None:
         """Break the connections of a URL whose names hold a word; messages that they held return."""
-        for connection in [c for c in self.connections if c.url == url and which in c.name]:
-            connection.end(ConnectionClosed(320, "cut"))
+        for one in [c for c in self.connections if c.url == url and which in c.name]:
+            one.end(ConnectionClosed(320, "cut"))
 
     def contents(self, name: str) -> list[Stored]:
         """Return what a queue holds, unacked messages included, in order."""
@@ -334,6 +344,9 @@ class FakeConnection:
         self.url = url
         self.name = name
         self.channels: list[FakeChannel] = []
+        self.sinks: dict[int, Sink] = {}
+        self.transport = DeliveryTransport()
+        self.transport.reader = self  # type: ignore[assignment]
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def channel(
@@ -371,6 +384,7 @@ class FakeChannel:
 
     def __init__(self, connection: FakeConnection, *, on_return_raises: bool) -> None:
         self.connection = connection
+        self.number = len(connection.channels) + 1
         self.broker = connection.broker
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.on_consumer_cancel_callbacks: set[Callable[[Any], Any]] = set()
@@ -380,6 +394,7 @@ class FakeChannel:
         self._on_return_raises = on_return_raises
         self._prefetch = 0
         self._tags = count(1)
+        self._calls: set[asyncio.Task[None]] = set()
 
     @property
     def is_closed(self) -> bool:
@@ -505,20 +520,39 @@ class FakeChannel:
             raise self._refused(ChannelNotFoundEntity(f"no exchange {exchange!r}"))
 
     def send(self, consumer: Consumer, stored: Stored) -> None:
-        """Send a message to a consumer: a task of the channel's, as the library makes one."""
+        """Send a message to the sink of the channel, or to its consumer; it arrives a little later."""
         tag = next(self._tags)
         consumer.holds += 1
         self.unacked[tag] = (consumer, stored)
+        loop = asyncio.get_running_loop()
+        if self.number in self.connection.sinks:
+            loop.call_soon(self._sink, tag, stored)
+            return
         frame = Basic.Deliver(
             consumer.tag, tag, stored.returns > 0, stored.exchange, stored.routing_key
         )
         header = ContentHeader(0, len(stored.body), stored.seen)
         message: Any = DeliveredMessage(frame, header, stored.body, self)  # type: ignore[arg-type]
-        asyncio.get_running_loop().create_task(self._call(consumer, message))
+        call = loop.create_task(self._call(consumer, message))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
 
     async def _at(self, step: str) -> Verdict:
         verdict = await self.broker.at(step, self.connection.url)
         return Verdict.NEVER if self.is_closed else verdict
+
+    def _sink(self, tag: int, stored: Stored) -> None:
+        if not self.is_closed:
+            self.connection.sinks[self.number](
+                Delivered(
+                    tag,
+                    stored.returns > 0,
+                    stored.exchange,
+                    stored.routing_key,
+                    stored.seen,
+                    stored.body,
+                )
+            )
 
     async def _call(self, consumer: Consumer, message: DeliveredMessage) -> None:
         if not self.is_closed:
@@ -593,17 +627,16 @@ def end_channels(channels: Iterable[FakeChannel], error: Exception | None) -> No
             channel.broker.pump(queue)
 
 
-def through_the_wire(properties: Basic.Properties) -> Basic.Properties:
+def through_the_wire(told: Basic.Properties) -> Basic.Properties:
     """Return properties as they arrive at the other end."""
-    header = ContentHeader()
-    header.unmarshal(ContentHeader(0, 0, properties).marshal())
-    return header.properties
+    return properties(ContentHeader(0, 0, told).marshal()[12:])
 
 
-def with_headers(properties: Basic.Properties, more: Mapping[str, Any]) -> Basic.Properties:
+def with_headers(told: Basic.Properties, more: Mapping[str, Any]) -> Basic.Properties:
     """Return a copy of properties with more headers."""
-    told = {name: getattr(properties, name) for name in properties.attributes()}
-    return Basic.Properties(**told | {"headers": {**(properties.headers or {}), **more}})
+    copied = copy(told)
+    copied.headers = {**(told.headers or {}), **more}
+    return copied
 
 
 @lru_cache(2**16)
@@ -771,7 +804,7 @@ class Process:
         publisher = Publisher(10.0)
         outbox = Outbox(publisher, NAMES, clock)
         dispatcher = Dispatcher(
-            Deliverer(self, outbox, self.states, clock, log, meter),
+            Deliverer(self, outbox, self.states, clock, Reporter(log, meter)),
             outbox,
             lambda: world.snapshot,
             NoSchemas(),
@@ -817,10 +850,10 @@ class Process:
         await asyncio.sleep(outcome.duration)
         return outcome
 
-    async def idle(self) -> None:
-        """Wait until no message is worked on."""
-        while any(lane.in_flight for lane in self.lanes):
-            await asyncio.sleep(0.1)
+    @property
+    def in_flight(self) -> int:
+        """Return how many messages are worked on."""
+        return sum(lane.in_flight for lane in self.lanes)
 
     async def drain(self) -> None:
         """End as at SIGTERM: take no more, finish what is under way, go."""

@@ -59,7 +59,7 @@ class Buildah:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._options = ["--root", folder / "storage", "--runroot", folder / "run"]
+        self._options = [f"--root={folder}/storage", f"--runroot={folder}/run"]
         self._environ = os.environ | {
             "BUILDAH_ISOLATION": "chroot",
             "STORAGE_DRIVER": "vfs",
@@ -75,7 +75,7 @@ class Buildah:
             check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-        return done.stdout.strip()
+        return str(done.stdout).strip()
 
     def build(self, tag: str) -> str:
         """Build the image from nothing that is kept; returns its name."""
@@ -114,12 +114,13 @@ def buildah(tmp_path_factory) -> Iterator[Buildah]:
 
 
 def _debootstrapped(folder: Path) -> Path:
-    mirror = subprocess.run(
+    mirrors = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages"],
         capture_output=True,
         text=True,
         check=True,
-    ).stdout.split()[0]
+    ).stdout.split()
+    mirror = next(iter(mirrors), "")
     done = subprocess.run(
         [
             *("debootstrap", "--variant=minbase"),
@@ -138,7 +139,8 @@ def _debootstrapped(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def image(buildah) -> str:
-    return buildah.build(IMAGE)
+    built: str = buildah.build(IMAGE)
+    return built
 
 
 @pytest.fixture(scope="session")
@@ -247,7 +249,7 @@ async def test_it_delivers_an_event_as_its_user_on_a_read_only_root(
             lines = [line async for line in _until(process, "broker.connected")]
             _has_no_more_rights_than_it_should(process.pid)
             async with Publisher(amqp_url, events_exchange) as publisher:
-                event_id = await publisher.publish("build.completed", {"build_id": "1"})
+                event_id = await publisher.publish("order.shipped", {})
             [request] = await receiver.wait_for(1, timeout=20)
             assert request.headers["webhook-id"] == event_id
             check = contained(root, config, environ, volume, *config["Healthcheck"]["Test"][1:])

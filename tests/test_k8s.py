@@ -328,3 +328,16 @@ def test_dev_leads_from_broker_to_receiver(dev):
 def _secret(everything: tuple[Manifest, ...], name: str) -> dict[str, Any]:
     data = named(everything, "Secret", name)["data"]
     return {key: base64.b64decode(value).decode() for key, value in data.items()}
+
+
+def test_compose_names_only_what_is_there_and_signs_with_the_secret_that_it_verifies_with():
+    compose = yaml.safe_load((manifests.ROOT / "compose.yaml").read_text())
+    for one in compose["services"].values():
+        assert {config["source"] for config in one.get("configs", [])} <= compose["configs"].keys()
+        assert set(one.get("depends_on", [])) <= compose["services"].keys()
+    for config in compose["configs"].values():
+        assert "file" not in config or (manifests.ROOT / config["file"]).is_file()
+    secret = compose["services"]["dispatcher"]["environment"]["SAMPLE_SECRET"]
+    assert compose["configs"]["sample-secret"]["content"] == secret
+    seconds = int(compose["services"]["dispatcher"]["stop_grace_period"].removesuffix("s"))
+    assert seconds >= Settings().drain_timeout + 4 * CLOSE_TIMEOUT

@@ -562,6 +562,12 @@ def test_the_map_of_the_code_names_what_is_there():
     assert folders <= named
 
 
+def test_a_module_that_the_text_names_is_there():
+    named = {name for name in code(README) if re.fullmatch(r"[a-z0-9_/]+/[a-z_]+\.py", name)}
+    assert named
+    assert all((ROOT / name).exists() or (ROOT / "service" / name).exists() for name in named)
+
+
 def test_every_dependency_has_its_reason():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = {re.split(r"[>=; ]", line)[0] for line in project["dependencies"]}

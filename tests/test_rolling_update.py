@@ -27,6 +27,7 @@ class Load:
     def __init__(self, it: Station) -> None:
         self._it = it
         self._over = asyncio.Event()
+        self._published = asyncio.Condition()
         self.ids: list[str] = []
 
     async def run(self) -> None:
@@ -34,13 +35,15 @@ class Load:
             started = time.monotonic()
             while not self._over.is_set():
                 self.ids.append(await publisher.publish("order.shipped", {"n": len(self.ids)}))
+                async with self._published:
+                    self._published.notify_all()
                 await asyncio.sleep(max(0.0, started + len(self.ids) / RATE - time.monotonic()))
 
-    async def at_least(self, more: int) -> None:
+    async def go_on(self, more: int) -> None:
         """Wait until so many more are published."""
         wanted = len(self.ids) + more
-        while len(self.ids) < wanted:
-            await asyncio.sleep(0.01)
+        async with self._published:
+            await self._published.wait_for(lambda: len(self.ids) >= wanted)
 
     def stop(self) -> None:
         self._over.set()
@@ -64,14 +67,12 @@ async def test_two_replicas_are_replaced_under_load_without_loss_or_doubles(it):
         load = Load(it)
         async with asyncio.timeout(120), asyncio.TaskGroup() as group:
             group.create_task(load.run())
-            await load.at_least(RATE)
+            await load.go_on(RATE)
             for number, old in enumerate(replicas):
                 replicas[number] = await _replace(it, old, **settings)
-                await load.at_least(RATE)
+                await load.go_on(RATE)
             load.stop()
-        async with asyncio.timeout(30):
-            while len({r.headers["webhook-id"] for r in receiver.requests}) < len(load.ids):
-                await asyncio.sleep(0.02)
+        await receiver.wait_for(len(load.ids), timeout=30)
         for replica in replicas:
             assert await replica.stop() == 0
     assert Counter(r.headers["webhook-id"] for r in receiver.requests) == Counter(load.ids)

@@ -22,8 +22,9 @@ from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import AMQPError
 from yarl import URL
 
-from service.broker import headers, topology
+from service.broker import topology
 from service.broker.consumer import Lane
+from service.broker.deliveries import DeliveryTransport, register
 from service.broker.publisher import Publisher
 from service.clock import Clock
 from service.errors import BrokerError, ConfigurationError, TopologyError
@@ -64,14 +65,18 @@ async def open_connection(url: str, address: Address, name: str) -> AbstractConn
     parsed = URL(url)
     if "heartbeat" not in parsed.query:
         parsed = parsed.update_query(heartbeat=str(HEARTBEAT))
+    connection = aio_pika.Connection(
+        parsed, ssl_context=address.context(), client_properties={"connection_name": name}
+    )
+    transport = DeliveryTransport()
+    connection.kwargs["transport_factory"] = transport
     async with asyncio.timeout(OPEN_TIMEOUT):
-        connection = await aio_pika.connect(
-            parsed, ssl_context=address.context(), client_properties={"connection_name": name}
-        )
-    transport = connection.transport
-    if transport is None:
+        await connection.connect()
+    if connection.transport is None:
         raise BrokerError("the connection closed while it was being opened")
-    return transport.connection
+    opened = connection.transport.connection
+    register(opened, transport)
+    return opened
 
 
 class Session:
@@ -122,7 +127,6 @@ class Broker:
         declare: bool,
         on_unrouted: Callable[[int], None],
     ) -> None:
-        headers.install()
         self._address = address
         self._wanted = wanted
         self._lanes = lanes

@@ -1,7 +1,7 @@
 """Lanes: messages in, acks out.
 
-A lane consumes one queue.  The library's callback only starts a task of the lane's own, because the
-callback's task is cancelled when its channel dies, which would cut an HTTP request off.  The law here:
+A lane consumes one queue and works on each message in a task of its own, which outlives the channel: an
+HTTP request must not be cut off because a connection broke.  The law here:
 a message is settled once, on the channel it came from, and not at all when that channel is gone: the
 broker then delivers it again.
 
@@ -15,10 +15,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
-from service.broker.headers import UNDECODABLE
+from service.broker.deliveries import UNDECODABLE, Delivered, consume
 from service.core.decode import Incoming
 from service.errors import EventRejected
 from service.log import Log
@@ -189,13 +189,9 @@ class Lane:
         """Start to consume on a fresh channel."""
         settler = Settler(channel, on_failure)
         self._channel, self._settler = channel, settler
-        await channel.basic_qos(prefetch_count=self.prefetch)
-
-        async def on_message(delivered: DeliveredMessage) -> None:
-            self._take(delivered, settler)
-
-        consuming = await channel.basic_consume(self.queue, on_message)
-        self._consumer_tag = consuming.consumer_tag
+        self._consumer_tag = await consume(
+            channel, self.queue, lambda delivered: self._take(delivered, settler), self.prefetch
+        )
 
     def abandon(self) -> None:
         """Forget the channel: it is gone, and what came over it will come again."""
@@ -224,17 +220,14 @@ class Lane:
             task.cancel()
         await self.drained()
 
-    def _take(self, delivered: DeliveredMessage, settler: Settler) -> None:
-        frame = delivered.delivery
-        if not isinstance(frame, Basic.Deliver):
-            return
+    def _take(self, delivered: Delivered, settler: Settler) -> None:
         message = Message(
             body=delivered.body,
-            properties=delivered.header.properties,
-            routing_key=frame.routing_key or "",
-            exchange=frame.exchange or "",
-            redelivered=bool(frame.redelivered),
-            tag=frame.delivery_tag or 0,
+            properties=delivered.properties,
+            routing_key=delivered.routing_key,
+            exchange=delivered.exchange,
+            redelivered=delivered.redelivered,
+            tag=delivered.tag,
             settler=settler,
         )
         settler.opened(message.tag)

@@ -6,17 +6,18 @@ tail.  The law here: a message is acked only after its copy is confirmed; a cras
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
-from service.broker import codec, headers
+from service.broker import codec
 from service.broker.connection import TROUBLE, Address, open_connection
+from service.broker.deliveries import Delivered, consume
 from service.errors import BrokerError
 
 CHUNK: Final = 100
@@ -52,7 +53,6 @@ Route = Callable[[Parked], Place | None]
 @asynccontextmanager
 async def connected(address: Address) -> AsyncIterator[AbstractConnection]:
     """Give an open connection.  Raises BrokerError, in words for a person."""
-    headers.install()
     failures = []
     for url in address.urls:
         try:
@@ -110,7 +110,7 @@ class ParkedQueue:
         return Place("", self._name, codec.parked_again(parked.properties))
 
     async def _move(
-        self, channel: AbstractChannel, message: DeliveredMessage, chosen: Choose, route: Route
+        self, channel: AbstractChannel, message: Delivered, chosen: Choose, route: Route
     ) -> bool:
         """Bring a message to its place and tell whether it was a chosen one."""
         parked = _parked(message)
@@ -125,7 +125,7 @@ class ParkedQueue:
                 mandatory=True,
                 timeout=CONFIRM_TIMEOUT,
             )
-        await channel.basic_ack(_tag(message), wait=False)
+        await channel.basic_ack(message.tag, wait=False)
         return matches
 
     async def _open(self, *, confirms: bool) -> tuple[AbstractChannel, int]:
@@ -141,16 +141,15 @@ class ParkedQueue:
 
     async def _take(
         self, channel: AbstractChannel, count: int, *, prefetch: int
-    ) -> AsyncIterator[DeliveredMessage]:
+    ) -> AsyncIterator[Delivered]:
         """Give the next `count` messages, fewer when others hold some of them.
 
         With a prefetch of `count` the broker sends these and no other, so that the order stays.
         """
         if count == 0:
             return
-        inbox: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
-        await channel.basic_qos(prefetch_count=prefetch)
-        consuming = await channel.basic_consume(self._name, _into(inbox))
+        inbox: asyncio.Queue[Delivered] = asyncio.Queue()
+        consumer_tag = await consume(channel, self._name, inbox.put_nowait, prefetch)
         for _ in range(count):
             try:
                 async with asyncio.timeout(IDLE):
@@ -158,25 +157,9 @@ class ParkedQueue:
             except TimeoutError:
                 break
             yield message
-        if consuming.consumer_tag and not channel.is_closed:
-            await channel.basic_cancel(consuming.consumer_tag)
+        if not channel.is_closed:
+            await channel.basic_cancel(consumer_tag)
 
 
-def _into(
-    inbox: "asyncio.Queue[DeliveredMessage]",
-) -> Callable[[DeliveredMessage], Coroutine[object, object, None]]:
-    async def on_message(message: DeliveredMessage) -> None:
-        inbox.put_nowait(message)
-
-    return on_message
-
-
-def _parked(message: DeliveredMessage) -> Parked:
-    frame = message.delivery
-    key = frame.routing_key if isinstance(frame, Basic.Deliver) else None
-    return Parked(message.body, message.header.properties, key or "")
-
-
-def _tag(message: DeliveredMessage) -> int:
-    frame = message.delivery
-    return (frame.delivery_tag or 0) if isinstance(frame, Basic.Deliver) else 0
+def _parked(message: Delivered) -> Parked:
+    return Parked(message.body, message.properties, message.routing_key)

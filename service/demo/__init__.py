@@ -76,7 +76,10 @@ class _Interrupts:
         self._task: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
+        hang_up = signal.getsignal(signal.SIGHUP)
         self._before = {number: signal.signal(number, self._heard) for number in _SIGNALS}
+        if hang_up is signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, hang_up)  # started by nohup, to outlive the terminal
         return self
 
     def __exit__(self, *_: object) -> None:

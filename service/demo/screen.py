@@ -22,7 +22,7 @@ DIM: Final = "2"
 _READING: Final = 1.0
 """Seconds for which a person is left with a paragraph, on a terminal."""
 
-_COLUMNS: Final = (17, 11, 5, 7, 7, 8, 14, 15)
+_COLUMNS: Final = (17, 11, 5, 7, 7, 7, 14, 15)
 _RIGHT: Final = frozenset((2, 3, 4, 5))
 _TITLES: Final = (
     *("log line", "target", "round", "attempt", "status", "took"),
@@ -154,4 +154,4 @@ def target_name(url: str) -> str:
 
 
 def _took(milliseconds: float) -> str:
-    return f"{milliseconds:.0f} ms" if milliseconds >= 1000 else f"{milliseconds:.1f} ms"
+    return f"{milliseconds:.0f} ms" if milliseconds >= 99.95 else f"{milliseconds:.1f} ms"

@@ -54,7 +54,8 @@ def _broker() -> Iterator[str]:
 async def _until_interrupted(url: str, plan: Plan) -> Report:
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     return await measure(url, plan, _tell)
 
 

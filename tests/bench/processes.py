@@ -37,7 +37,7 @@ async def started(*command: str, environ: Mapping[str, str]) -> AsyncIterator[Pr
         stdout=PIPE,
         stderr=None,
         limit=2**20,
-        preexec_fn=_end_with_parent,
+        preexec_fn=_stand_apart,
     )
     try:
         yield process
@@ -124,5 +124,7 @@ async def _ended(process: Process) -> None:
     await process.wait()
 
 
-def _end_with_parent() -> None:
+def _stand_apart() -> None:
+    """In the child: hear no Ctrl-C, which is for this program to act on, and end when it ends."""
+    os.setpgid(0, 0)
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

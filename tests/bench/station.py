@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import orjson
+from yarl import URL
 
 from service.broker.topology import Topology, topology
 from tests.bench.events import EVENT_TYPE, Feed
@@ -25,6 +26,7 @@ from tests.bench.receiver import Receiver
 SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 FAN_OUTS: Final = (1, 10)
 _READY_TIMEOUT: Final = 30.0
+_HEARTBEAT: Final = 300
 _KEPT_LINES: Final = 5
 
 
@@ -71,7 +73,8 @@ class Station:
     """A dispatcher, and the names that it owns on the broker."""
 
     def __init__(self, url: str, feed: Feed) -> None:
-        self.url = url
+        # The broker must not take a process that is held for one that has died.
+        self.url = str(URL(url).update_query(heartbeat=str(_HEARTBEAT)))
         self.feed = feed
         self._prefix = f"bench-{uuid.uuid4().hex[:12]}"
         self.exchange = f"{self._prefix}.events"

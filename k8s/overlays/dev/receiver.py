@@ -1,7 +1,9 @@
 """A receiver for trying out: verifies the signature of each webhook and prints what it says.
 
-The secret stands in the file that SECRET_FILE names.
+The secret stands in the file that SECRET_FILE names; the port is PORT, or 8000.
 """
+
+# ruff: noqa: INP001 - not part of a package: a file that is mounted
 
 import base64
 import os
@@ -49,4 +51,4 @@ class Receiver(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    ThreadingHTTPServer(("", 8000), Receiver).serve_forever()
+    ThreadingHTTPServer(("", int(os.environ.get("PORT", "8000"))), Receiver).serve_forever()

@@ -1,0 +1,291 @@
+"""Deliveries are taken off the stream before the library sees them.
+
+The library reads every frame with four awaits, decodes it attribute by attribute, passes it through two
+queues and starts a task; for messages, three frames each, that is most of what consuming costs.  Its
+supported way in is the transport: what is returned as the reader here keeps deliveries for itself (for
+channels that have a sink) and hands on everything else, byte for byte.
+
+Wire format: AMQP 0-9-1, sections 2.3.5 (frames), 4.2.5 (values), and the RabbitMQ errata on field types.
+"""
+
+import asyncio
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from pamqp import decode
+from pamqp.commands import Basic
+from yarl import URL
+
+UNDECODABLE: Final = "x-undecodable"
+"""The header that stands for properties that cannot be decoded; its value says why.
+
+A timestamp out of range, a field of an unknown kind or a table nested too deep costs the one message,
+not the connection: otherwise the message would come back, and the connection would never last.
+"""
+
+READ_SIZE: Final = 262_144
+QUIET: Final = 1.0
+"""Seconds after which the library is shown a heartbeat, while deliveries keep it from seeing frames."""
+
+_METHOD, _HEADER, _BODY = 1, 2, 3
+_FRAME = struct.Struct(">BHI")
+_DELIVER = struct.pack(">HH", 60, 60)
+_TAG = struct.Struct(">QB")
+_CONTENT = struct.Struct(">xxxxQ")
+_U16 = struct.Struct(">H")
+_U32 = struct.Struct(">I")
+_END = 0xCE
+_HEARTBEAT = bytes((8, 0, 0, 0, 0, 0, 0, _END))
+
+
+@dataclass(slots=True)
+class Delivered:
+    """A message as the broker delivered it."""
+
+    tag: int
+    redelivered: bool
+    exchange: str
+    routing_key: str
+    properties: Basic.Properties
+    body: bytes
+
+
+Sink = Callable[[Delivered], None]
+
+
+class _Partial:
+    """A delivery of which some frames are still to come."""
+
+    __slots__ = ("chunks", "method", "missing", "properties")
+
+    def __init__(self, method: tuple[int, bool, str, str]) -> None:
+        self.method = method
+        self.properties: Basic.Properties | None = None
+        self.missing = 0
+        self.chunks: list[bytes] = []
+
+    def whole(self) -> Delivered:
+        tag, redelivered, exchange, routing_key = self.method
+        body = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+        properties = self.properties or Basic.Properties()
+        return Delivered(tag, redelivered, exchange, routing_key, properties, body)
+
+
+class DeliveryReader:
+    """A stream reader, as far as the library uses one, that keeps deliveries for the sinks."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+        self._loop = asyncio.get_running_loop()
+        self._buffer = b""
+        self._at = 0
+        self._step = 0
+        self._shown = self._loop.time()
+        self._partial: dict[int, _Partial] = {}
+        self.sinks: dict[int, Sink] = {}
+
+    def at_eof(self) -> bool:
+        """Tell whether nothing more will come."""
+        return self._at >= len(self._buffer) and self._reader.at_eof()
+
+    async def read(self, size: int = -1) -> bytes:
+        """Return what there is."""
+        rest, self._buffer, self._at = self._buffer[self._at :], b"", 0
+        return rest or await self._reader.read(size)
+
+    async def readexactly(self, size: int) -> bytes:
+        """Return the next bytes that are not a delivery's.
+
+        The library reads a frame in three: its first byte, the six that follow, and the rest.
+        """
+        if self._step == 0:
+            await self._next_frame()
+        self._step = (self._step + 1) % 3
+        while len(self._buffer) - self._at < size:
+            await self._more(size)
+        start, self._at = self._at, self._at + size
+        return self._buffer[start : self._at]
+
+    async def _more(self, wanted: int = 1) -> None:
+        chunk = await self._reader.read(READ_SIZE)
+        if not chunk:
+            raise asyncio.IncompleteReadError(self._buffer[self._at :], wanted)
+        self._buffer = self._buffer[self._at :] + chunk if self._at < len(self._buffer) else chunk
+        self._at = 0
+
+    async def _next_frame(self) -> None:
+        """Go on to the next frame that is not a delivery's."""
+        while True:
+            taken = self._take_deliveries()
+            if taken is False:
+                self._shown = self._loop.time()
+                return
+            if self._loop.time() - self._shown > QUIET and self.sinks:
+                self._buffer, self._at = _HEARTBEAT + self._buffer[self._at :], 0
+                self._shown = self._loop.time()
+                return
+            await self._more()
+
+    def _take_deliveries(self) -> bool:
+        """Take whole frames of deliveries; False when a frame of another kind is next."""
+        while len(self._buffer) - self._at >= 7:
+            kind, channel, size = _FRAME.unpack_from(self._buffer, self._at)
+            ours = self._is_ours(kind, channel)
+            if not ours:
+                return ours is None
+            payload = self._at + 7
+            if len(self._buffer) - payload < size + 1:
+                return True
+            if self._buffer[payload + size] != _END:
+                return False  # not a frame: the library says so
+            self._take(kind, channel, payload, size)
+            self._at = payload + size + 1
+        return True
+
+    def _is_ours(self, kind: int, channel: int) -> bool | None:
+        """Tell whether the next frame is a delivery's; None when too little of it is there."""
+        if channel not in self.sinks:
+            return False
+        if kind != _METHOD:
+            return kind in {_HEADER, _BODY} and channel in self._partial
+        start = self._at + 7
+        if len(self._buffer) - start < 4:
+            return None
+        return self._buffer[start : start + 4] == _DELIVER
+
+    def _take(self, kind: int, channel: int, payload: int, size: int) -> None:
+        if kind == _METHOD:
+            self._partial[channel] = _Partial(_deliver(self._buffer, payload + 4))
+            return
+        partial = self._partial[channel]
+        if kind == _HEADER:
+            (partial.missing,) = _CONTENT.unpack_from(self._buffer, payload)
+            partial.properties = properties(self._buffer[payload + 12 : payload + size])
+        else:
+            partial.chunks.append(self._buffer[payload : payload + size])
+            partial.missing -= size
+        if partial.missing <= 0:
+            del self._partial[channel]
+            self.sinks[channel](partial.whole())
+
+
+def _deliver(buffer: bytes, at: int) -> tuple[int, bool, str, str]:
+    """Return tag, redelivered, exchange and routing key of a `basic.deliver`."""
+    at += 1 + buffer[at]  # the consumer tag
+    tag, redelivered = _TAG.unpack_from(buffer, at)
+    at += 9
+    size = buffer[at]
+    exchange = buffer[at + 1 : at + 1 + size].decode("utf-8", "replace")
+    at += 1 + size
+    size = buffer[at]
+    return (
+        tag,
+        bool(redelivered),
+        exchange,
+        buffer[at + 1 : at + 1 + size].decode("utf-8", "replace"),
+    )
+
+
+_NAMES: Final = tuple(Basic.Properties.__slots__)
+_BITS: Final = tuple((name, Basic.Properties.flags[name]) for name in _NAMES)
+
+
+def properties(data: bytes) -> Basic.Properties:
+    """Return the properties of a content header, from its flags on.
+
+    What cannot be decoded becomes the one header UNDECODABLE.
+    """
+    try:
+        return _properties(data)
+    except Exception as error:  # noqa: BLE001 - hostile bytes raise anything, RecursionError included
+        return Basic.Properties(headers={UNDECODABLE: f"{type(error).__name__}: {error}"[:200]})
+
+
+def _properties(data: bytes) -> Basic.Properties:
+    (flags,) = _U16.unpack_from(data)
+    at = 2
+    found = Basic.Properties.__new__(Basic.Properties)  # its __init__ checks what is ours to check
+    for name, bit in _BITS:
+        value: Any = None
+        if flags & bit:
+            if name == "headers":
+                value, at = _table(data, at)
+            elif name == "timestamp":
+                _, value = decode.timestamp(data[at : at + 8])
+                at += 8
+            elif name in {"delivery_mode", "priority"}:
+                value, at = data[at], at + 1
+            else:
+                size = data[at]
+                value, at = data[at + 1 : at + 1 + size].decode(), at + 1 + size
+        setattr(found, name, value)
+    return found
+
+
+def _table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
+    (size,) = _U32.unpack_from(data, at)
+    at += 4
+    end = at + size
+    if end > len(data):
+        raise ValueError("a field table is longer than its frame")
+    found: dict[str, Any] = {}
+    while at < end:
+        size = data[at]
+        key = data[at + 1 : at + 1 + size].decode()
+        at += 1 + size
+        if data[at] == 0x53:  # "S", a long string: nearly all headers are
+            (size,) = _U32.unpack_from(data, at + 1)
+            raw = data[at + 5 : at + 5 + size]
+            at += 5 + size
+            try:
+                found[key] = raw.decode()
+            except UnicodeDecodeError:
+                found[key] = raw
+        else:
+            used, found[key] = decode.embedded_value(data[at:end])
+            at += used
+    return found, end
+
+
+class DeliveryTransport(TransportFactory):
+    """Opens the library's own transport and puts a `DeliveryReader` between."""
+
+    def __init__(self) -> None:
+        self.reader: DeliveryReader | None = None
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[Any, asyncio.StreamWriter]:
+        """Connect; returns reader and writer."""
+        inner = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        reader, writer = await inner.create(url, **kwargs)
+        self.reader = DeliveryReader(reader)
+        return self.reader, writer
+
+
+_readers: WeakKeyDictionary[AbstractConnection, DeliveryReader] = WeakKeyDictionary()
+
+
+def register(connection: AbstractConnection, transport: DeliveryTransport) -> None:
+    """Remember which reader a connection was opened with."""
+    if transport.reader is not None:
+        _readers[connection] = transport.reader
+
+
+async def consume(channel: AbstractChannel, queue: str, sink: Sink, prefetch: int) -> str:
+    """Let a queue's messages flow into `sink`, at most `prefetch` unacked (0: no bound).
+
+    The connection must have been opened with a `DeliveryTransport`; a channel has one sink.  Returns the
+    consumer tag, to cancel by.
+    """
+    await channel.basic_qos(prefetch_count=prefetch)
+    _readers[channel.connection].sinks[channel.number] = sink
+    consuming = await channel.basic_consume(queue, _never)
+    return consuming.consumer_tag or ""
+
+
+async def _never(_: DeliveredMessage) -> None:
+    raise AssertionError("a delivery has passed the sink of its channel")

@@ -1,0 +1,124 @@
+"""What lies in the queues at the end: every message is taken out and entered in the ledger."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from aiormq.abc import AbstractConnection, DeliveredMessage
+from pamqp.commands import Basic
+
+from service.broker.connection import Address, open_connection
+from service.broker.topology import Names
+from service.core import ladder
+from tests.faults.ledger import REJECTED, Ledger, Place
+
+IDLE: Final = 5.0
+EMPTY_PASSES: Final = 3
+PAUSE: Final = 0.4
+"""Between two passes: a message on its way from one level to the next is in neither for a moment."""
+
+
+class Remains:
+    """The queues of a prefix."""
+
+    def __init__(self, prefix: str) -> None:
+        names = Names(prefix)
+        # From the top of the ladder down, the way that messages go: none slips past the reader.
+        levels = [names.delay(level) for level in reversed(range(ladder.LEVELS))]
+        self.busy = [names.deliveries, names.intake, *levels[-8:]]
+        """What is empty once nothing is under way but what waits for hours."""
+        self._places = {
+            **dict.fromkeys([*levels, names.deliveries], Place.WAITING),
+            names.intake: Place.WAITING,
+            names.rejected: Place.REJECTED,
+            names.dead: Place.DEAD,
+            names.unrouted: Place.UNROUTED,
+        }
+
+    async def take_all(self, url: str, ledger: Ledger) -> None:
+        """Empty every queue into the ledger."""
+        connection = await open_connection(url, Address([url]), "faults (reads what is left)")
+        try:
+            empty = 0
+            while empty < EMPTY_PASSES:
+                taken = 0
+                for queue, place in self._places.items():
+                    taken += await self._take(connection, queue, place, ledger)
+                empty = 0 if taken else empty + 1
+                await asyncio.sleep(PAUSE)
+        finally:
+            await connection.close()
+
+    async def delete(self, url: str, exchange: str) -> None:
+        """Delete queues and exchanges."""
+        connection = await open_connection(url, Address([url]), "faults (clears away)")
+        try:
+            channel = await connection.channel()
+            for queue in self._places:
+                await channel.queue_delete(queue)
+                await channel.exchange_delete(queue)
+            await channel.exchange_delete(exchange)
+        finally:
+            await connection.close()
+
+    async def _take(
+        self, connection: AbstractConnection, queue: str, place: Place, ledger: Ledger
+    ) -> int:
+        channel = await connection.channel()
+        count = (await channel.queue_declare(queue, passive=True)).message_count or 0
+        taken, last = 0, 0
+        if count:
+            inbox: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
+            await channel.basic_consume(queue, _into(inbox))
+            # A message that expires meanwhile is counted and does not come: a later pass finds it.
+            with suppress(TimeoutError):
+                while taken < count:
+                    async with asyncio.timeout(IDLE):
+                        message = await inbox.get()
+                    self._enter(place, message, ledger)
+                    taken, last = taken + 1, _tag(message)
+            # One ack for all: of many the broker may still hold some back when the channel closes.
+            await channel.basic_ack(last, multiple=True)
+        await channel.close()
+        return taken
+
+    def _enter(self, place: Place, message: DeliveredMessage, ledger: Ledger) -> None:
+        headers: Mapping[str, Any] = message.header.properties.headers or {}
+        subscription_id = headers.get("subscription-id")
+        if subscription_id is not None:
+            ledger.see(place, (str(headers["event-id"]), str(subscription_id)))
+        elif "x-rejected-reason" in headers:
+            ledger.see(place, (str(headers.get("x-rejected-event-id")), REJECTED))
+        else:
+            # An event as its producer sent it: not looked at yet, or parked by the broker as poison.
+            ledger.see_event(place, str(headers.get("ce-id")))
+
+
+async def depths(url: str, queues: list[str]) -> dict[str, int]:
+    """Return how many messages are ready in each queue."""
+    connection = await open_connection(url, Address([url]), "faults (counts)")
+    try:
+        channel = await connection.channel()
+        return {
+            queue: (await channel.queue_declare(queue, passive=True)).message_count or 0
+            for queue in queues
+        }
+    finally:
+        await connection.close()
+
+
+
+
+def _into(
+    inbox: "asyncio.Queue[DeliveredMessage]",
+) -> Callable[[DeliveredMessage], Coroutine[None, None, None]]:
+    async def on_message(message: DeliveredMessage) -> None:
+        inbox.put_nowait(message)
+
+    return on_message
+
+
+def _tag(message: DeliveredMessage) -> int:
+    told = message.delivery
+    return (told.delivery_tag or 0) if isinstance(told, Basic.Deliver) else 0

@@ -1,0 +1,221 @@
+"""A real run to look at: dispatchers, receivers of every kind, and everything they wrote.
+
+What a run of seconds cannot have stands in `MADE_UP`: those lines are made from the catalogue.
+"""
+
+import asyncio
+import os
+import signal
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+
+from service.catalogue import CATALOGUE
+from service.publish import Publisher
+from tests.dispatcher import (
+    Dispatcher,
+    Station,
+    station,
+    subscription,
+    validate_line,
+    write_subscriptions,
+)
+from tests.monitoring.files import SCHEMAS
+from tests.receivers import Answer, Recorder
+
+MADE_UP = frozenset({"broker.blocked", "log.gap", "service.fault"})
+"""An alarm of the broker, a reader that takes nothing, a fault of the program."""
+
+# An ejection lasts 30 s and more; nobody wants to wait for that in a test.
+_SHORT_EJECTIONS = "import service.core.health\nservice.core.health.EJECTION_BASE = 1.0\n"
+_QUEUES = ("intake", "deliveries", "dead", "rejected", "unrouted")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line as it was written, what it says, and the pod that wrote it."""
+
+    raw: str
+    told: dict[str, Any]
+    pod: str
+
+    @property
+    def message(self) -> str:
+        """The kind of line."""
+        return str(self.told["message"])
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The lines of all processes in the order of their time, and /metrics before and after the work."""
+
+    lines: list[Line]
+    before: str
+    after: str
+
+    def of(self, message: str, **fields: Any) -> list[Line]:
+        """Return the lines of one kind with these fields."""
+        return [
+            line
+            for line in self.lines
+            if line.message == message and all(line.told.get(k) == v for k, v in fields.items())
+        ]
+
+
+async def real_run(amqp_url: str, folder: Path) -> Run:
+    """Run it all, which takes some ten seconds, and leave nothing behind in the broker."""
+    prefix, exchange = (f"test-{kind}-{uuid.uuid4().hex[:12]}" for kind in ("mon", "mon-events"))
+    (folder / "sitecustomize.py").write_text(_SHORT_EJECTIONS)
+    try:
+        async with station(amqp_url, prefix, exchange, folder) as it:
+            it.environ["PYTHONPATH"] = f"{folder}:{it.environ['PYTHONPATH']}"
+            slow = await _drains_too_slowly(it)
+            main, before, after = await _works(it)
+            lost = await _loses_a_worker(it)
+            away = await _finds_no_broker(it)
+    finally:
+        await _clean(amqp_url, prefix, exchange)
+    pods = {"dispatcher-a": main, "dispatcher-b": slow, "dispatcher-c": away, "dispatcher-d": lost}
+    lines = [
+        Line(raw, told, pod)
+        for pod, dispatcher in pods.items()
+        for raw, told in zip(dispatcher.raw, dispatcher.lines, strict=True)
+    ]
+    return Run(sorted(lines, key=lambda line: str(line.told["timestamp"])), before, after)
+
+
+async def _drains_too_slowly(it: Station) -> Dispatcher:
+    async with Recorder(answer=lambda _: Answer(delay=30)) as receiver:
+        dispatcher = await it.dispatcher(subscription("slow", receiver.url), DRAIN_TIMEOUT="1s")
+        await _publish(it, "order.shipped", 1)
+        await receiver.wait_for(1)
+        assert await dispatcher.stop() == 0
+    await _send(it, "", f"{it.prefix}.unrouted", b"nobody wanted this")
+    return dispatcher
+
+
+async def _works(it: Station) -> tuple[Dispatcher, str, str]:
+    seen: dict[str, int] = {}
+
+    def fails_at_first(request: Any) -> int:
+        name = str(request.headers["webhook-id"])
+        seen[name] = seen.get(name, 0) + 1
+        return 500 if seen[name] == 1 else 200
+
+    sick = True
+    throttles = iter([Answer(429, headers=(("Retry-After", "1"),))])
+    async with (
+        Recorder() as good,
+        Recorder(answer=fails_at_first) as shaky,
+        Recorder(answer=lambda _: 503 if sick else 200) as ill,
+        Recorder(answer=lambda _: next(throttles, Answer())) as limited,
+        Recorder(status=410) as gone,
+        Recorder(status=400) as strict,
+    ):
+        retry = {"schedule": ["1s", "2s"]}
+        subscriptions = [
+            subscription("good", good.url),
+            subscription("pair", "http://127.0.0.1:1/x", good.url, balance="failover"),
+            subscription("shaky", shaky.url, retry=retry),
+            subscription("ill", ill.url, retry={"schedule": ["1s"] * 9}),
+            subscription("limited", limited.url, retry=retry),
+            subscription("gone", gone.url),
+            subscription("strict", strict.url, retry={"permanent_statuses": [400]}),
+            subscription("paused", good.url, enabled=False),
+        ]
+        dispatcher = await it.dispatcher(*subscriptions)
+        await dispatcher.line("broker.unrouted")
+        before = (await dispatcher.get("/metrics"))[1]
+        await _publish(it, "order.shipped", 8)
+        for body in (b"no JSON", b'{"a": 1, "a": 2}'):
+            await _send(it, it.exchange, "some.thing", body)
+        await dispatcher.line("target.ejected", subscription_id="ill")
+        await _publish(it, "order.shipped", 2)
+        await dispatcher.line("delivery.deferred", cause="ejected")
+        sick = False
+        (it.folder / "subscriptions.yaml").write_text("subscriptions: [{id: s, targetz: []}]")
+        await dispatcher.line("subscriptions.refused")
+        write_subscriptions(it.folder, *subscriptions)
+        await dispatcher.line("target.recovered")
+        await dispatcher.line("event.rejected", 2)
+        await dispatcher.line("target.throttled")
+        await dispatcher.line("attempt.succeeded", 8, subscription_id="shaky")
+        after = (await dispatcher.get("/metrics"))[1]
+        assert await dispatcher.stop() == 0
+    return dispatcher, before, after
+
+
+async def _loses_a_worker(it: Station) -> Dispatcher:
+    dispatcher = it.new(subscription("good", "http://127.0.0.1:1/x"))
+    dispatcher.arguments = ("--workers", "2")
+    await dispatcher.start()
+    os.kill(dispatcher.of("service.started")[0]["pid"], signal.SIGKILL)
+    await dispatcher.line("worker.died")
+    assert await dispatcher.stop() == 0
+    return dispatcher
+
+
+async def _finds_no_broker(it: Station) -> Dispatcher:
+    it.environ["DISPATCHER_AMQP_URL"] = "amqp://guest:guest@127.0.0.1:1/"
+    dispatcher = it.new()
+    await dispatcher.launch()
+    await dispatcher.line("broker.disconnected")
+    assert await dispatcher.stop() == 0
+    return dispatcher
+
+
+async def _publish(it: Station, event_type: str, count: int) -> None:
+    async with Publisher(it.amqp_url, it.exchange) as publisher:
+        for number in range(count):
+            await publisher.publish(event_type, {"id": f"o-{number}"}, tenant="acme")
+
+
+async def _send(it: Station, exchange: str, routing_key: str, body: bytes) -> None:
+    connection = await aio_pika.connect(it.amqp_url)
+    async with connection:
+        channel = await connection.channel()
+        target = (
+            await channel.get_exchange(exchange) if exchange else channel.default_exchange
+        )
+        await target.publish(aio_pika.Message(body), routing_key)
+
+
+async def _clean(amqp_url: str, prefix: str, exchange: str) -> None:
+    names = [f"{prefix}.{name}" for name in (*_QUEUES, *(f"delay.{n:02}" for n in range(17)))]
+    connection = await aio_pika.connect(amqp_url)
+    async with connection:
+        channel = await connection.channel()
+        for name in names:
+            await channel.queue_delete(name)
+        for name in (*names, exchange):
+            await channel.exchange_delete(name)
+
+
+def made_up(message: str, **fields: Any) -> Line:
+    """Return a line that no run of seconds has, with every field that its schema asks for."""
+    assert message in MADE_UP, f"{message} can be had from the run"
+    [event] = [one for one in CATALOGUE if one.name == message]
+    told = {
+        "timestamp": "2026-01-01T00:00:00.000000Z",
+        "level": event.level,
+        "message": message,
+        "service": "webhook-dispatcher",
+        "version": "0",
+    }
+    told |= {name: fields.get(name, _example(spec)) for name, spec in event.required.items()}
+    raw = _dumped(told)
+    assert SCHEMAS[message]
+    return Line(raw, validate_line(raw), "dispatcher-a")
+
+
+def _example(spec: Any) -> Any:
+    return {"string": "text", "integer": 1, "number": 1.5, "boolean": True}[spec["type"]]
+
+
+def _dumped(told: dict[str, Any]) -> str:
+    import orjson  # noqa: PLC0415
+
+    return orjson.dumps(told).decode()
