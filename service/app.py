@@ -29,7 +29,7 @@ from service.log import LAST_LINES, LineSink, Log, configure
 from service.metrics import Metrics
 from service.report import Reporter
 from service.schemas import PACKAGED, EventSchemas
-from service.settings import Settings, unknown_names
+from service.settings import Read, Settings, unknown_names
 from service.signals import stop_signal
 from service.states import States
 from service.subscriptions import Changes, Snapshot, SubscriptionWatcher
@@ -56,6 +56,7 @@ class App:
 
     def __init__(self, settings: Settings, environ: Mapping[str, str], log: Log) -> None:
         self._settings = settings
+        self._environ = Read(environ)
         self._log = log
         self._clock: Clock = SystemClock()
         self._metrics = Metrics()
@@ -65,7 +66,7 @@ class App:
         self._watcher = SubscriptionWatcher(
             settings.subscriptions,
             allow_http=settings.allow_http,
-            environ=environ,
+            environ=self._environ,
             on_loaded=self._loaded,
             on_refused=self._refused,
             on_undecided=self._filter_failed,
@@ -91,6 +92,8 @@ class App:
     async def run(self, inherited: Inherited) -> None:
         """Run until SIGTERM or SIGINT, then drain.  Raises ConfigurationError at the start only."""
         await self._watcher.start()
+        for name, nearest in unknown_names(self._environ, self._environ.names):
+            self._log.warning("settings.unknown", name=name, nearest=nearest)
         gc.collect()
         gc.freeze()  # what is there now stays; the collector need not walk it again
         async with AsyncExitStack() as stack:
@@ -248,7 +251,7 @@ class App:
         }
 
     def _loaded(self, snapshot: Snapshot, changes: Changes) -> None:
-        self._states.keep(snapshot.get)
+        self._states.keep(snapshot.get, changes.removed)
         if self._running and (changes.changed or changes.removed or changes.files):
             self._sender.close_idle()
             gc.freeze()
@@ -297,8 +300,6 @@ async def run(settings: Settings, environ: Mapping[str, str], inherited: Inherit
     sink.attach(asyncio.get_running_loop())
     log = configure(settings.log_level, settings.log_format, sink)
     log.info("service.started", settings=settings.for_log(), pid=os.getpid())
-    for name, nearest in unknown_names(environ):
-        log.warning("settings.unknown", name=name, nearest=nearest)
     try:
         await App(settings, environ, log).run(inherited)
     finally:

@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 
+from service.core.delivery import DeferCause, Reason
+
 SERVICE = "webhook-dispatcher"
 
 
@@ -125,15 +127,7 @@ CATALOGUE: tuple[LogEvent, ...] = (
         {
             **_DELIVERY_FIELDS,
             "cause": {
-                "enum": [
-                    "saturated",
-                    "slow",
-                    "ejected",
-                    "throttled",
-                    "rate_limited",
-                    "paused",
-                    "split",
-                ],
+                "enum": [cause.value for cause in DeferCause],
                 "description": "Why it was put off.",
             },
             "next_attempt_at": _time("When the delivery will be looked at again."),
@@ -149,14 +143,7 @@ CATALOGUE: tuple[LogEvent, ...] = (
         {
             **_DELIVERY_FIELDS,
             "reason": {
-                "enum": [
-                    "exhausted",
-                    "expired",
-                    "gone",
-                    "refused",
-                    "forbidden_address",
-                    "subscription_removed",
-                ],
+                "enum": [reason.value for reason in Reason],
                 "description": "Why.",
             },
             "attempts": _count("How many attempts there were."),

@@ -109,6 +109,7 @@ def publish(
             settings.events_exchange,
             source=source or DEFAULT_SOURCE,
             ca_file=settings.amqp_ca_file,
+            timeout=settings.publish_timeout,
             max_bytes=settings.max_event_bytes,
         ) as publisher:
             return await publisher.publish(
@@ -152,14 +153,20 @@ def main() -> NoReturn:
     """Run the command line; never returns, and never shows a traceback for what a person can mend."""
     quiet_libraries()
     try:
-        cli(prog_name=NAME)
+        status = cli.main(prog_name=NAME, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
     except ConfigurationError as error:
         _fail(error, 2)
     except DispatcherError as error:
         _fail(error, 1)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
-    sys.exit(0)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the rest
+        sys.exit(0)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _fail(error: DispatcherError, status: int) -> NoReturn:

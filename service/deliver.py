@@ -43,8 +43,13 @@ from service.states import States, SubscriptionState
 BODY_START_KEPT = 256
 WAIT_LIMIT = 1.0
 """Seconds that a delivery waits in memory for a busy target before it is put off after all."""
+ROUND_LIMIT = 1200.0
+"""Seconds after which a round has no further failover: RabbitMQ takes a message back after 30 min."""
 EARLY = 1.5
 """A delivery that comes back this many seconds before its time has another trip to make."""
+
+UNKNOWN_DEFERRALS = 4
+"""Deferrals (5, 10, 20, 40 s) before a subscription that nobody here knows counts as removed."""
 
 DELIVERED = Delivered()
 
@@ -87,7 +92,16 @@ class Work(Protocol):
 class _Run:
     """One round as it goes: what was tried, what was heard."""
 
-    __slots__ = ("delivery", "forbidden", "prepared", "repeated", "retry_after", "state", "tried")
+    __slots__ = (
+        "delivery",
+        "forbidden",
+        "latest",
+        "prepared",
+        "repeated",
+        "retry_after",
+        "state",
+        "tried",
+    )
 
     def __init__(self, delivery: Delivery, state: SubscriptionState, prepared: Prepared) -> None:
         self.delivery = delivery
@@ -97,6 +111,7 @@ class _Run:
         self.forbidden = 0
         self.repeated = False
         self.retry_after = 0.0
+        self.latest = float("inf")
 
     def hear(self, picked: TargetState, outcome: Outcome, at: float, seconds: float) -> None:
         """Take in what an attempt that did not succeed observed; `at` in Unix seconds."""
@@ -121,7 +136,7 @@ class _Run:
         """Return what the decision depends on; `now` in monotonic seconds."""
         usable = sum(1 for state in self.state.targets if state.target.weight > 0)
         return Round(
-            others=bool(self.state.candidates(self.tried, now)),
+            others=now < self.latest and bool(self.state.candidates(self.tried, now)),
             all_gone=self.state.all_gone,
             all_forbidden=self.forbidden >= usable,
             repeated=self.repeated,
@@ -152,7 +167,7 @@ class Deliverer:
         """Run a round and carry its decision out; True when what is owed is durable."""
         now = self._clock.now()
         if subscription is None:
-            return await self._bury(delivery, Reason.SUBSCRIPTION_REMOVED)
+            return await self._without_subscription(delivery, now)
         if expires(delivery, subscription.retry, now):
             return await self._bury(delivery, Reason.EXPIRED)
         if delivery.not_before > now + EARLY:
@@ -162,6 +177,16 @@ class Deliverer:
         if decision is DELIVERED:
             return True
         return not work.lost and await self._carry_out(run.delivery, decision, subscription)
+
+    async def _without_subscription(self, delivery: Delivery, now: float) -> bool:
+        """Give a subscription that this replica has not read yet some time to appear."""
+        if (
+            self._states.was_removed(delivery.subscription_id)
+            or delivery.deferrals >= UNKNOWN_DEFERRALS
+        ):
+            return await self._bury(delivery, Reason.SUBSCRIPTION_REMOVED)
+        delay = ejected_delay(delivery.deferrals, 0.0, _jitter())
+        return await self._put_off(delivery, Defer(now + delay, DeferCause.UNKNOWN))
 
     async def _round(self, run: _Run, budget: Budget, work: Work) -> Decision:
         """Run a round, or say why it does not begin; a short wait in line for room is part of it."""
@@ -187,6 +212,7 @@ class Deliverer:
         now, state = self._clock.monotonic(), run.state
         if state.bucket is not None and not state.bucket.take(now):
             return self._in_line(state, DeferCause.RATE_LIMITED, now, now)
+        run.latest = now + ROUND_LIMIT
         slow = state.is_slow(now)
         budget.in_use += 1
         budget.slow_in_use += slow
@@ -237,6 +263,8 @@ class Deliverer:
                     run.repeated, again = True, picked
                 case Failover() if not work.lost:
                     again = None
+                    if run.state.bucket is not None:
+                        run.state.bucket.spend()
                 case _:
                     return decision
 
@@ -308,9 +336,7 @@ class Deliverer:
             case Defer(at=at):
                 if expires(delivery, subscription.retry, at):
                     return await self._bury(delivery, Reason.EXPIRED)
-                later = replace(delivery, deferrals=delivery.deferrals + 1, not_before=at)
-                self._report.deferred(later, decision)
-                return await self._outbox.put_off(later, at)
+                return await self._put_off(delivery, decision)
             case DeadLetter(reason=reason):
                 return await self._bury(delivery, reason)
             case Delivered():
@@ -319,6 +345,11 @@ class Deliverer:
                 return False
             case _:
                 assert_never(decision)
+
+    async def _put_off(self, delivery: Delivery, decision: Defer) -> bool:
+        later = replace(delivery, deferrals=delivery.deferrals + 1, not_before=decision.at)
+        self._report.deferred(later, decision)
+        return await self._outbox.put_off(later, decision.at)
 
     async def _bury(self, delivery: Delivery, reason: Reason) -> bool:
         now = self._clock.now()

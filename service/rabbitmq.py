@@ -43,6 +43,9 @@ raft.wal_max_size_bytes = 33554432
 disk_free_limit.absolute = 1MB
 """
 
+_IN_ROOT = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
+"""Erlang needs `/proc`; in a mount namespace of its own it is gone as soon as the process is."""
+
 _WATCHDOG = """\
 trap '' HUP INT TERM
 group=
@@ -65,8 +68,8 @@ class PrivateBroker:
     `folder` keeps the node's files, and is kept; without it they are in a temporary folder, which
     is removed.  `port` is for AMQP; without it a free one is picked.  `server` is the script of
     the server, with `rabbitmqctl` beside it; `root` is the root folder of another system in
-    which `server` is to be run (by `chroot`, which needs root's rights, and `/proc` mounted in it);
-    the node's folder is then below it.
+    which `server` is to be run (by `chroot`, which needs root's rights); the node's folder is then
+    below it.
     """
 
     def __init__(
@@ -269,9 +272,20 @@ class PrivateBroker:
         }
 
     def _command(self, *command: str) -> list[str]:
-        return [*command] if self._root == _ROOT else ["chroot", str(self._root), *command]
+        if self._root == _ROOT:
+            return [*command]
+        return ["unshare", "--mount", "sh", "-c", _IN_ROOT, str(self._root), *command]
 
     def _start_processes(self, deadline: float) -> None:
+        self._start_watchdog()
+        # Both in one process group, which epmd, the first of them, leads; the watchdog learns of
+        # the group before the node, slow to end and large, joins it.
+        self._epmd = self._spawn("epmd", group=0)
+        self._tell_watchdog(str(self._epmd.pid))
+        self._await(deadline, lambda: _listens(self._ports[2]))
+        self._node = self._spawn(str(self._server), group=self._epmd.pid)
+
+    def _start_watchdog(self) -> None:
         if self._watchdog is None:
             self._watchdog = subprocess.Popen(  # noqa: S603 - constant words and our own folder
                 ["/bin/sh", "-c", _WATCHDOG, "sh", "" if self._given_folder else self.folder],
@@ -281,12 +295,6 @@ class PrivateBroker:
                 # Not in our process group: a signal for all of it must leave the watchdog alive.
                 start_new_session=True,
             )
-        # Both in one process group, which epmd, the first of them, leads; the watchdog learns of
-        # the group before the node, slow to end and large, joins it.
-        self._epmd = self._spawn("epmd", group=0)
-        self._tell_watchdog(str(self._epmd.pid))
-        self._await(deadline, lambda: _listens(self._ports[2]))
-        self._node = self._spawn(str(self._server), group=self._epmd.pid)
 
     def _spawn(self, program: str, *, group: int) -> subprocess.Popen[bytes]:
         with (self.folder / "output.log").open("ab") as output:
@@ -333,9 +341,10 @@ class PrivateBroker:
         return " ".join(output.split())[-400:] or "it said nothing"
 
     def _end_processes(self) -> None:
-        if self._epmd is not None:
+        leader = self._epmd or self._node
+        if leader is not None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._epmd.pid, signal.SIGKILL)
+                os.killpg(leader.pid, signal.SIGKILL)
         for process in (self._node, self._epmd):
             if process is not None:
                 process.wait(_KILL_TIMEOUT)

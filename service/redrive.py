@@ -132,7 +132,7 @@ def redrive_rejected(names: Names) -> Callable[[Parked], Place]:
     def route(parked: Parked) -> Place:
         properties = codec.restored_properties(parked.properties)
         headers = parked.properties.headers or {}
-        if codec.STATE in headers and codec.REASON not in headers:
+        if codec.STATE in headers:
             exchange, key = names.route_in(0)
             return Place(exchange, key, properties)
         rejected = codec.read_rejected(parked.properties, parked.routing_key, parked.body)

@@ -9,7 +9,7 @@ import difflib
 import ipaddress
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -325,6 +325,24 @@ def unknown_names(
         for name in sorted(environ)
         if name.upper().startswith(PREFIX) and name not in known and name not in also_read
     ]
+
+
+class Read(Mapping[str, str]):
+    """An environment that remembers which names were asked for, such as those of secrets."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> str:
+        self.names.add(name)
+        return self._environ[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._environ)
+
+    def __len__(self) -> int:
+        return len(self._environ)
 
 
 def _with_files(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

@@ -6,7 +6,7 @@ target whose URL stayed: a new weight does not forget that a target is down.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from service.core.delivery import DeferCause
 from service.core.health import TargetState, Unavailable
@@ -110,6 +110,7 @@ class States:
     def __init__(self, replicas: int) -> None:
         self._replicas = replicas
         self._states: dict[str, SubscriptionState] = {}
+        self._removed: set[str] = set()
 
     def of(self, subscription: Subscription) -> SubscriptionState:
         """Return the state of a subscription, made or brought up to date where needed."""
@@ -122,9 +123,19 @@ class States:
         self._states[subscription.id] = fresh
         return fresh
 
-    def keep(self, wanted: Callable[[str], Subscription | None]) -> None:
-        """Forget the subscriptions that are no more."""
+    def keep(
+        self, wanted: Callable[[str], Subscription | None], removed: Iterable[str] = ()
+    ) -> None:
+        """Forget the subscriptions that are no more, but for their names."""
         self._states = {name: state for name, state in self._states.items() if wanted(name)}
+        self._removed = {name for name in (*self._removed, *removed) if not wanted(name)}
+
+    def was_removed(self, subscription_id: str) -> bool:
+        """Tell whether this process has seen a subscription go.
+
+        One that it has never seen may be new, and known to other replicas already.
+        """
+        return subscription_id in self._removed
 
     def known(self) -> list[SubscriptionState]:
         """Return every state there is."""

@@ -29,6 +29,8 @@ RESTART_MAX: Final = 30.0
 STEADY_AFTER: Final = 60.0
 """Seconds after which a worker counts as having started well."""
 GRACE: Final = 5.0
+BAD_CONFIGURATION: Final = 2
+"""The exit status of a worker whose settings or files are wrong."""
 ASK_TIMEOUT: Final = 3.0
 
 
@@ -108,25 +110,32 @@ class Workers:
                 admin_port(self._settings.admin_host, self._settings.admin_port, pages)
             )
             keeping = [asyncio.create_task(self._keep(worker)) for worker in self._workers]
-            await stop.wait()
+            stopping = asyncio.create_task(stop.wait())
+            await asyncio.wait([*keeping, stopping], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
             self._stopping = True
             for worker in self._workers:
                 worker.terminate()
             await asyncio.wait(keeping, timeout=self._settings.drain_timeout + GRACE)
             for worker in self._workers:
                 worker.kill()
-            await asyncio.gather(*keeping)
+            refused = any(await asyncio.gather(*keeping))
         for worker in self._workers:
             worker.close()
+        if refused:
+            raise ConfigurationError("the workers cannot start; they have said why")
 
-    async def _keep(self, worker: Worker) -> None:
-        """Start the worker, and start it again whenever it ends."""
-        pause = RESTART_FIRST
+    async def _keep(self, worker: Worker) -> bool:
+        """Start the worker, and start it again whenever it ends; True when it can never start."""
+        pause, first = RESTART_FIRST, True
         while not self._stopping:
             started = self._clock.monotonic()
             status = await worker.run_once()
+            if first and status == BAD_CONFIGURATION:
+                return True
+            first = False
             if self._stopping:
-                return
+                break
             if self._clock.monotonic() - started > STEADY_AFTER:
                 pause = RESTART_FIRST
             self._log.error(
@@ -137,6 +146,7 @@ class Workers:
             )
             await asyncio.sleep(pause)
             pause = min(pause * 2, RESTART_MAX)
+        return False
 
 
 class _Together(AdminPages):

@@ -19,7 +19,7 @@ from service.broker import codec, connection
 from service.broker.connection import Address, Broker
 from service.broker.consumer import Handler, Lane, Message
 from service.broker.outbox import Outbox
-from service.broker.parked import ParkedQueue, Place
+from service.broker.parked import Parked, ParkedQueue, Place
 from service.broker.publisher import Confirmed, Publisher, Unconfirmed
 from service.broker.topology import POISON_LIMIT, Topology
 from service.clock import Clock
@@ -557,5 +557,11 @@ async def a_walk_moves_the_chosen_and_leaves_the_rest_in_order(rig: Rig) -> None
     assert walked == 5
     assert await rig.ready("intake") == await rig.ready("dead") == 5
     async with rig.connected() as found:
-        left = [parked async for parked in ParkedQueue(found, rig.queue("dead")).look()]
+        left: list[Parked] = []
+
+        def keep(parked: Parked) -> bool:
+            left.append(parked)
+            return True
+
+        await ParkedQueue(found, rig.queue("dead")).look(keep)
     assert bodies(left) == [b"1", b"3", b"5", b"7", b"9"]

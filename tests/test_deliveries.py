@@ -23,7 +23,7 @@ def delivery(
 ) -> bytes:
     method = Basic.Deliver("consumer", tag, tag % 2 == 0, "events", f"key.{tag}")
     parts = [body[at : at + part] for at in range(0, len(body), part)]
-    frames = [method, ContentHeader(0, len(body), told), *map(ContentBody, parts)]
+    frames: list[Any] = [method, ContentHeader(0, len(body), told), *map(ContentBody, parts)]
     return b"".join(frame.marshal(one, channel) for one in frames)
 
 

@@ -76,7 +76,9 @@ class Raw:
     exchange: str | None = None
 
     def frames(self, exchange: str, limit: int) -> Iterator[bytes]:
-        publish = struct.pack(">HHH", 60, 40, 0) + short(exchange if self.exchange is None else self.exchange)
+        publish = struct.pack(">HHH", 60, 40, 0) + short(
+            exchange if self.exchange is None else self.exchange
+        )
         yield _frame(1, publish + short(self.key) + b"\0")
         flags = sum(1 << (15 - PROPERTIES.index(name)) for name in self.properties)
         written = b"".join(self.properties[n] for n in PROPERTIES if n in self.properties)
@@ -317,7 +319,17 @@ async def test_a_routing_key_that_is_no_text_costs_one_message_and_not_the_conne
 
 
 async def test_a_routing_key_of_any_text_is_a_type_or_is_rejected_as_none(watch):
-    bad = [b"", b".", b"a..b", b"*", b"#.a", b"a b", "\u00e9".encode() * 127, b"\x7f", b"a" * 255 + b""]
+    bad = [
+        b"",
+        b".",
+        b"a..b",
+        b"*",
+        b"#.a",
+        b"a b",
+        "\u00e9".encode() * 127,
+        b"\x7f",
+        b"a" * 255 + b"",
+    ]
     good = [b"a" * 255, b".".join([b"a"] * 128), b"-", b"/:+~@_"]
     bad.pop()
     await asyncio.to_thread(watch.go_through, [Raw(key=key) for key in [*bad, *good]])

@@ -110,7 +110,14 @@ async def test_a_redriven_delivery_begins_again_and_keeps_its_history(it):
     await bury(it, delivery(1))
     await it.command("dead", "redrive")
     async with connected(Address([it.amqp_url])) as connection:
-        found = [one async for one in ParkedQueue(connection, f"{it.prefix}.deliveries").look()]
+        found: list[Parked] = []
+        queue = ParkedQueue(connection, f"{it.prefix}.deliveries")
+
+        def keep(parked: Parked) -> bool:
+            found.append(parked)
+            return True
+
+        await queue.look(keep)
     [again] = codec.read_deliveries(found[0].properties.headers, found[0].body)
     assert (again.round, again.deferrals, again.attempts) == (1, 0, 3)
     assert again.history == delivery(1).history

@@ -28,7 +28,7 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert settings.prefix == "webhooks"
     assert settings.declare_topology is True
     assert settings.max_event_bytes == 262144
-    assert (settings.intake_prefetch, settings.backlog_prefetch) == (512, 256)
+    assert (settings.intake_prefetch, settings.backlog_prefetch) == (1024, 512)
     assert settings.egress_allow == settings.egress_deny == settings.egress_ports == ()
     assert settings.allow_http is False
     assert settings.egress_proxy_url is None

@@ -7,7 +7,7 @@ console.  Headers stay far below a frame (128 KiB), because a larger one makes t
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -34,6 +34,7 @@ POISON = "poison"
 _OURS = (STATE, SUBSCRIPTIONS, REASON, DETAIL, REJECTED_AT, REJECTED_ID, ROUTING_KEY, MESSAGE_ID)
 _BROKERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "CC", "BCC")
 _HEADER_ROOM = 64 * 1024
+_EVENT_FIELDS = tuple(field.name for field in fields(Event) if field.name != "data")
 _BODY_START_KEPT = 256
 _DETAIL_KEPT = 1024
 
@@ -82,8 +83,13 @@ def rejected_properties(
     rejection: EventRejected,
     event_id: str | None,
     at: float,
+    *,
+    keep_state: bool = False,
 ) -> Basic.Properties:
-    """Return the properties of a rejected event: its own, as far as they can be kept, and why."""
+    """Return the properties of a rejected event: its own, as far as they can be kept, and why.
+
+    `keep_state` for a delivery of ours that cannot be read; a producer's header of that name is dropped.
+    """
     headers: dict[str, FieldValue] = {
         REASON: rejection.reason,
         DETAIL: rejection.detail[:_DETAIL_KEPT],
@@ -94,7 +100,7 @@ def rejected_properties(
         headers[REJECTED_ID] = event_id[:_DETAIL_KEPT]
     if original.message_id:
         headers[MESSAGE_ID] = original.message_id
-    kept = _carried_over(original, headers, dropped=_OURS)
+    kept = _carried_over(original, headers, dropped=_OURS[2:] if keep_state else _OURS)
     # A message id of its own: two publishes in flight with one id would swap their confirms.
     kept.message_id = uuid.uuid4().hex
     return kept
@@ -281,7 +287,9 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
 
 
 def _event(state: Mapping[str, Any], body: bytes) -> Event:
-    return Event(data=body, **state)
+    # Fields that this version does not know were written by a newer one; they are left out.
+    known = {name: state[name] for name in _EVENT_FIELDS if name in state}
+    return Event(data=body, **known)
 
 
 def _delivery(state: Mapping[str, Any], event: Event, subscription_id: str) -> Delivery:

@@ -53,7 +53,12 @@ class Outbox:
     ) -> bool:
         """Park a message that cannot be read, byte for byte, with the reason."""
         properties = codec.rejected_properties(
-            message.properties, message.routing_key, rejection, event_id, self._clock.now()
+            message.properties,
+            message.routing_key,
+            rejection,
+            event_id,
+            self._clock.now(),
+            keep_state=message.exchange.startswith(f"{self._names.prefix}."),
         )
         published = await self._publisher.publish(
             self._names.rejected, message.routing_key, message.body, properties

@@ -7,7 +7,7 @@ tail.  The law here: a message is acked only after its copy is confirmed; a cras
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -77,12 +77,32 @@ class ParkedQueue:
         self._connection = connection
         self._name = name
 
-    async def look(self) -> AsyncIterator[Parked]:
-        """Give every message, and leave the queue as it was."""
-        channel, count = await self._open(confirms=False)
+    async def look(self, visit: Callable[[Parked], bool]) -> None:
+        """Show every message to `visit` until it returns False, and leave the queue as it was.
+
+        Nothing is kept here: of a million messages the broker holds a list, and this process one.
+        """
+        channel, left = await self._open(confirms=False)
+        done = asyncio.Event()
+
+        def see(message: Delivered) -> None:
+            nonlocal left
+            if done.is_set():
+                return
+            left -= 1
+            if not visit(_parked(message)) or left == 0:
+                done.set()
+
         try:
-            async for message in self._take(channel, count, prefetch=0):
-                yield _parked(message)
+            if left:
+                await consume(channel, self._name, see, prefetch=0)
+            while left and not done.is_set():
+                before = left
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(IDLE):
+                        await done.wait()
+                if left == before:
+                    break  # another process holds the rest
         finally:
             await channel.close()  # what is not acked goes back, each to its place
 

@@ -17,8 +17,11 @@ from pamqp.common import FieldValue
 from service.core import ladder
 from service.errors import TopologyError
 
-POISON_LIMIT = 50
-"""Deliveries of one message before the broker parks it: a message that kills its reader ends there."""
+POISON_LIMIT = 200
+"""Deliveries of one message before the broker parks it: a message that kills its reader ends there.
+
+Every lost connection counts for every message that was in flight, so it must not be small.
+"""
 
 PEEK_LIMIT = 1_000_000_000
 """People look into dead letters by taking and returning, which counts as deliveries from 4.0 on."""

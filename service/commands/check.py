@@ -7,25 +7,27 @@ import click
 
 from service.errors import ConfigurationError
 from service.schemas import PACKAGED, EventSchemas
-from service.settings import Settings, unknown_names
+from service.settings import Read, Settings, unknown_names
 from service.subscriptions import Snapshot, load
 
 
 def check_everything(path: Path | None, environ: Mapping[str, str]) -> int:
     """Print what is wrong, a line each, on standard error; return 0 when nothing is, else 2."""
-    problems = [
-        f"{name}: nothing reads this name" + (f": did you mean {nearest}?" if nearest else "")
-        for name, nearest in unknown_names(environ)
-    ]
+    problems: list[str] = []
+    asked = Read(environ)
     try:
         settings = Settings.load(environ)
     except ConfigurationError as error:
         problems += str(error).splitlines()
         settings = Settings.load({})
-    snapshot, found = _subscriptions(path or settings.subscriptions, settings, environ)
+    snapshot, found = _subscriptions(path or settings.subscriptions, settings, asked)
     problems += found
     schemas, found = _schemas(settings.schemas or PACKAGED)
     problems += found
+    problems += [
+        f"{name}: nothing reads this name" + (f": did you mean {nearest}?" if nearest else "")
+        for name, nearest in unknown_names(environ, asked.names)
+    ]
     for problem in problems:
         click.echo(problem, err=True)
     if problems:

@@ -6,7 +6,7 @@ Both work on a queue of parked messages and differ in what a message tells and w
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 import click
 import orjson
 
-from service.broker.connection import Address
+from service.broker.connection import TROUBLE, Address
 from service.broker.parked import Parked, ParkedQueue, Place, connected
 from service.broker.topology import Names
 from service.core.units import parse_duration
+from service.errors import BrokerError, DispatcherError
 from service.redrive import (
     UNREADABLE,
     Tell,
@@ -33,12 +34,20 @@ Command = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a list for people: a field, and how wide it usually is."""
+
+    name: str
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
 class Kind:
     """What `dead` and `rejected` differ in."""
 
     name: str
     what: str
-    columns: tuple[str, ...]
+    columns: tuple[Column, ...]
     tell: Tell
     queue: Callable[[Names], str]
     route: Callable[[Names], Callable[[Parked], Place]]
@@ -48,13 +57,13 @@ DEAD = Kind(
     "dead",
     "dead letters",
     (
-        "dead_lettered_at",
-        "subscription_id",
-        "event_type",
-        "event_id",
-        "reason",
-        "attempts",
-        "last_error",
+        Column("dead_lettered_at", 24),
+        Column("subscription_id", 16),
+        Column("event_type", 20),
+        Column("event_id", 36),
+        Column("reason", 10),
+        Column("attempts", 8),
+        Column("last_error", 0),
     ),
     tell_dead_letter,
     lambda names: names.dead,
@@ -63,7 +72,14 @@ DEAD = Kind(
 REJECTED = Kind(
     "rejected",
     "rejected events",
-    ("rejected_at", "reason", "routing_key", "event_id", "bytes", "detail"),
+    (
+        Column("rejected_at", 24),
+        Column("reason", 16),
+        Column("routing_key", 20),
+        Column("event_id", 36),
+        Column("bytes", 8),
+        Column("detail", 0),
+    ),
     tell_rejected,
     lambda names: names.rejected,
     redrive_rejected,
@@ -153,8 +169,13 @@ def _group(kind: Kind) -> click.Group:
     return group
 
 
-def _run(work: Any) -> None:
-    asyncio.run(work)
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        asyncio.run(work)
+    except TROUBLE as error:
+        if isinstance(error, DispatcherError):
+            raise
+        raise BrokerError(f"the broker is gone ({type(error).__name__}): try again") from error
 
 
 async def _print(
@@ -162,16 +183,17 @@ async def _print(
 ) -> None:
     settings = Settings.load(os.environ)
     shown = 0
-    async with connected(Address(settings.amqp_urls, settings.amqp_ca_file)) as connection:
-        queue = ParkedQueue(connection, kind.queue(Names(settings.prefix)))
-        async for parked in queue.look():
-            told, at = kind.tell(parked, everything)
-            if not wanted.fits(told, at):
-                continue
+
+    def show(parked: Parked) -> bool:
+        nonlocal shown
+        told, at = kind.tell(parked, everything)
+        if wanted.fits(told, at):
             _echo(kind, told, first=shown == 0, as_json=as_json, everything=everything)
             shown += 1
-            if shown == limit:
-                break
+        return shown != limit
+
+    async with connected(Address(settings.amqp_urls, settings.amqp_ca_file)) as connection:
+        await ParkedQueue(connection, kind.queue(Names(settings.prefix))).look(show)
     if not as_json:
         click.echo(f"{shown} {kind.what}", err=True)
 
@@ -185,12 +207,15 @@ def _echo(
         click.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2))
     else:
         if first:
-            click.echo("\t".join(kind.columns))
-        click.echo("\t".join(_cell(told.get(column)) for column in kind.columns))
+            click.echo(_row(kind, [column.name for column in kind.columns]))
+        click.echo(_row(kind, [told.get(column.name) for column in kind.columns]))
 
 
-def _cell(value: Any) -> str:
-    return "-" if value is None else str(value)
+def _row(kind: Kind, values: list[Any]) -> str:
+    """Return the values in columns; one that is too long pushes the rest of its row aside."""
+    texts = ["-" if value is None else str(value) for value in values]
+    cells = [f"{text:{column.width}}" for text, column in zip(texts, kind.columns, strict=True)]
+    return " ".join(cells).rstrip()
 
 
 async def _work(
@@ -218,10 +243,13 @@ async def _work(
 
 async def _count(queue: ParkedQueue, chosen: Callable[[Parked], bool], limit: int | None) -> int:
     count = 0
-    async for parked in queue.look():
+
+    def visit(parked: Parked) -> bool:
+        nonlocal count
         count += chosen(parked)
-        if count == limit:
-            break
+        return count != limit
+
+    await queue.look(visit)
     return count
 
 

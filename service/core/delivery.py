@@ -85,7 +85,7 @@ class DeferCause(StrEnum):
     THROTTLED = "throttled"
     RATE_LIMITED = "rate_limited"
     PAUSED = "paused"
-    SPLIT = "split"
+    UNKNOWN = "unknown_subscription"
 
 
 @dataclass(frozen=True, slots=True)

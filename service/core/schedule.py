@@ -76,3 +76,7 @@ class TokenBucket:
             return False
         self._tokens -= 1.0
         return True
+
+    def spend(self) -> None:
+        """Take one token that must be had now; the next ones wait the longer."""
+        self._tokens -= 1.0

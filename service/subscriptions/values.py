@@ -5,10 +5,10 @@ header may hold a credential.
 """
 
 import re
+from collections.abc import Callable
 
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)(ms|s|m|h|d)")
-_RATE = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)/(s|m|h)")
+from service.core.units import SECONDS, parse_duration, parse_rate
+
 _URL = re.compile(
     r"https?://(?:[^ /?#@\\]*@)?(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
     r"(?:[/?][^ #\\]*)?"
@@ -17,7 +17,7 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 
 DURATION_PATTERN = r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"
-RATE_PATTERN = r"^[0-9]+(\.[0-9]+)?/(s|m|h)$"
+RATE_PATTERN = r"^[0-9]+(\.[0-9]+)?/(s|m|h|d)$"
 
 _OWN_HEADERS = frozenset({
     "webhook-id", "webhook-timestamp", "webhook-signature", "x-hub-signature-256",
@@ -32,10 +32,9 @@ def duration(value: object, shortest: float, longest: float) -> float:
     if value == 0 and type(value) is int:
         seconds = 0.0
     else:
-        match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-        if match is None:
-            raise ValueError("must be a duration with its unit, such as 250ms, 5s, 5m, 2h or 1d")
-        seconds = float(match[1]) * _UNITS[match[2]]
+        seconds = _read(
+            parse_duration, value, "a duration with its unit, such as 250ms, 5s, 5m, 2h or 1d"
+        )
     if not shortest <= seconds <= longest:
         raise ValueError(f"must be from {duration_text(shortest)} to {duration_text(longest)}")
     return seconds
@@ -43,7 +42,7 @@ def duration(value: object, shortest: float, longest: float) -> float:
 
 def duration_text(seconds: float) -> str:
     """Write seconds with the largest unit that leaves no fraction: `36h`, `250ms`."""
-    for unit, size in reversed(_UNITS.items()):
+    for unit, size in reversed(list(SECONDS.items())):
         if seconds >= size and seconds % size == 0:
             return f"{seconds / size:g}{unit}"
     return f"{seconds * 1000:g}ms" if seconds else "0s"
@@ -51,10 +50,16 @@ def duration_text(seconds: float) -> str:
 
 def rate(value: object) -> float:
     """Return attempts per second of a text such as `100/s`, `600/m` or `1000/h`."""
-    match = _RATE.fullmatch(value) if isinstance(value, str) else None
-    if match is None or float(match[1]) == 0:
-        raise ValueError("must be a rate above zero, such as 100/s, 600/m or 1000/h")
-    return float(match[1]) / _UNITS[match[2]]
+    return _read(parse_rate, value, "a rate above zero, such as 100/s, 600/m or 1000/h")
+
+
+def _read(parse: Callable[[str], float], value: object, wanted: str) -> float:
+    try:
+        if isinstance(value, str) and " " not in value:
+            return parse(value)
+    except ValueError:
+        pass  # its message quotes what was written
+    raise ValueError(f"must be {wanted}")
 
 
 def url(value: str) -> str:

@@ -163,7 +163,9 @@ class Producer:
     async def _publish(self) -> None:
         [kind] = self._chance.choices(KINDS, [kind.share for kind in KINDS])
         event_id = str(uuid.UUID(int=self._chance.getrandbits(128), version=4))
-        data = kind.data if kind.data is not None else {"n": self._ledger.published, "pad": "x" * 200}
+        data = (
+            kind.data if kind.data is not None else {"n": self._ledger.published, "pad": "x" * 200}
+        )
         self._ledger.doubt(event_id, kind.owed_to)
         try:
             await self._publisher.publish(kind.event_type, data, id=event_id)

@@ -141,4 +141,4 @@ def _told(error: BaseException) -> str:
     where = traceback.extract_tb(error.__traceback__)
     place = next((frame for frame in reversed(where) if "scenarios" in frame.filename), None)
     line = f" (line {place.lineno} of {place.filename.rsplit('/', 1)[1]})" if place else ""
-    return f"{type(error).__name__}: {error}{line}"[:1500]
+    return f"{type(error).__name__}: {str(error)[-1500:]}{line}"

@@ -54,6 +54,7 @@ class Link:
         self.publishing_channel = 0
         self.silent = False
         self._budget: int | None = None
+        self._then_silent = False
 
     @property
     def consumes(self) -> bool:
@@ -69,14 +70,20 @@ class Link:
             if reset:
                 endpoint = writer.get_extra_info("socket")
                 with suppress(OSError):
-                    endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    endpoint.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    )
                 writer.transport.abort()
             else:
                 writer.close()
 
     def cut_after(self, size: int) -> None:
         """Cut once so many more bytes have passed, in the middle of whatever they are."""
-        self._budget = size
+        self._budget, self._then_silent = size, False
+
+    def freeze_after(self, size: int) -> None:
+        """Swallow everything once so many more bytes have passed."""
+        self._budget, self._then_silent = size, True
 
     def freeze(self) -> None:
         """Swallow everything from now on, in both directions, and say nothing."""
@@ -110,7 +117,9 @@ class Link:
         writer.write(data)
         await writer.drain()
         if self._budget is not None and self._budget <= 0:
-            raise ConnectionAbortedError
+            if not self._then_silent:
+                raise ConnectionAbortedError
+            self.silent = True
 
     def _note(self, seen: Seen, *, to_broker: bool) -> None:
         if seen.method == CONSUME_OK and not to_broker:
@@ -147,6 +156,8 @@ class Proxy:
         """New connections are taken, and nothing comes of them."""
         self.budgets: list[int] = []
         """How many bytes each of the next new connections passes before it is cut."""
+        self.freezes = False
+        """Freeze those instead of cutting them."""
         self.latency = 0.0
         self.bytes_per_second = float("inf")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -172,7 +183,7 @@ class Proxy:
     def reset(self) -> None:
         """Be an ordinary proxy again."""
         self.watch = _pass_all
-        self.refuses = self.swallows = False
+        self.refuses = self.swallows = self.freezes = False
         self.budgets.clear()
         self.latency, self.bytes_per_second = 0.0, float("inf")
 
@@ -196,7 +207,9 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        with suppress(ConnectionError, OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+        with suppress(
+            ConnectionError, OSError, asyncio.IncompleteReadError, asyncio.CancelledError
+        ):
             await self._serve(reader, writer)
         writer.transport.abort()
 
@@ -207,10 +220,13 @@ class Proxy:
             while await reader.read(65_536):
                 pass
             return
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._to, limit=2**22)
+        there_reader, there_writer = await asyncio.open_connection(
+            "127.0.0.1", self._to, limit=2**22
+        )
         link = Link(self, writer, there_writer)
         if self.budgets:
-            link.cut_after(self.budgets.pop(0))
+            end_after = link.freeze_after if self.freezes else link.cut_after
+            end_after(self.budgets.pop(0))
         self.links.append(link)
         pumps = [
             asyncio.create_task(link.pump(reader, to_broker=True)),
@@ -231,5 +247,3 @@ class Proxy:
         if link.silent:
             # The end of one side is swallowed like everything else.
             await asyncio.wait(pumps)
-
-

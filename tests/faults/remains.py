@@ -108,8 +108,6 @@ async def depths(url: str, queues: list[str]) -> dict[str, int]:
         await connection.close()
 
 
-
-
 def _into(
     inbox: "asyncio.Queue[DeliveredMessage]",
 ) -> Callable[[DeliveredMessage], Coroutine[None, None, None]]:

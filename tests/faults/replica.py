@@ -1,7 +1,6 @@
 """A dispatcher process, as it may be killed at any instant: what it said until then, and how it ended."""
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -19,7 +18,12 @@ _SCHEMAS: Final = {
     path.stem: jsonschema_rs.validator_for(orjson.loads(path.read_bytes()), validate_formats=True)
     for path in (ROOT / "schemas" / "log").glob("*.json")
 }
-_MANY: Final = ("attempt.succeeded", "attempt.failed", "delivery.deferred", "delivery.dead_lettered")
+_MANY: Final = (
+    "attempt.succeeded",
+    "attempt.failed",
+    "delivery.deferred",
+    "delivery.dead_lettered",
+)
 _NOBODY_THERE: Final = ("Errno 111", "Connect call failed", "refused")
 
 
@@ -58,7 +62,7 @@ class Replica(Dispatcher):
     @property
     def descriptors(self) -> int:
         """Return how many files and sockets it has open."""
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal, if it still runs."""

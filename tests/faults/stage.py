@@ -39,8 +39,11 @@ HEARTBEAT: Final = 2
 class Node(Protocol):
     """A broker that can be stopped and administered."""
 
-    port: int
-    url: str
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def url(self) -> str: ...
 
     def start(self, timeout: float = 60) -> None: ...
     def stop(self) -> None: ...

@@ -138,7 +138,8 @@ def _tokens(text: str) -> Any:
 
 def pipeline_stages(process: Block) -> str:
     """Return a `loki.process` block as the YAML of Promtail's `pipeline_stages`."""
-    return yaml.safe_dump([_stage(block) for block in process.blocks], sort_keys=False)
+    stages: str = yaml.safe_dump([_stage(block) for block in process.blocks], sort_keys=False)
+    return stages
 
 
 def _stage(block: Block) -> dict[str, Any]:

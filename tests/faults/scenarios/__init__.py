@@ -11,6 +11,7 @@ from tests.faults.scenarios.broker import (
     NodeRestarted,
     QueueDeleted,
 )
+from tests.faults.scenarios.cluster import MemberKilled, RollingRestart
 from tests.faults.scenarios.connection import (
     ChannelClosed,
     ConsumerCancelled,
@@ -49,4 +50,6 @@ ALL: Final[tuple[type[Scenario], ...]] = (
     MemoryAlarm,
     QueueDeleted,
     IdleQueueDeleted,
+    MemberKilled,
+    RollingRestart,
 )

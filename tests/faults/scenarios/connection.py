@@ -78,6 +78,9 @@ class HalfOpen(Scenario):
         lost = replica.lost_sessions
         open_before = replica.descriptors
         stage.proxy.swallows = number % 3 == 2  # and new connections come to nothing either
+        if number % 3 == 1:  # or come to a stop in a handshake or a declaration
+            stage.proxy.freezes = True
+            stage.proxy.budgets[:] = [stage.chance.randrange(1, 12_000)]
         both = number % 2 == 0
         for consuming in (True, False) if both else (stage.chance.random() < 0.5,):
             (await _link(stage, consuming=consuming)).freeze()
@@ -85,6 +88,7 @@ class HalfOpen(Scenario):
             await stage.moments(8.0, 16.0)
             stage.proxy.swallows = False
         await _back(stage, replica, lost, NOTICED + 20.0)
+        stage.proxy.reset()
         if replica.descriptors > open_before + 20:
             stage.problems.append(
                 f"open descriptors: {open_before} before, {replica.descriptors} after"
