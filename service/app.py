@@ -77,7 +77,14 @@ class App:
         self._publisher = Publisher(settings.publish_timeout)
         dispatcher = self._dispatcher()
         self._lanes = [
-            Lane("intake", self._names.intake, settings.intake_prefetch, dispatcher.on_event, log),
+            Lane(
+                "intake",
+                self._names.intake,
+                settings.intake_prefetch,
+                dispatcher.on_event,
+                log,
+                settings.max_event_bytes,
+            ),
             Lane(
                 "backlog",
                 self._names.deliveries,

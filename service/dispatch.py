@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from service.budget import Budget
 from service.clock import Clock
-from service.core.decode import Decoded, Incoming, decode
+from service.core.decode import Incoming, decode
 from service.core.delivery import Delivery
 from service.core.event import Event
 from service.core.subscription import Subscription
@@ -42,8 +42,15 @@ class Message(Protocol):
     def lost(self) -> bool:
         """Tell whether the message will come again."""
 
+    @property
+    def left_out(self) -> int:
+        """Return the size of a body that was too large to be taken in, in bytes; else 0."""
+
     def ack(self) -> None:
         """Settle."""
+
+    async def turn_away(self) -> None:
+        """Settle: the broker parks the message among the rejected."""
 
 
 class Snapshot(Protocol):
@@ -66,7 +73,7 @@ class Schemas(Protocol):
 class Outbox(Protocol):
     """Where messages go that are not delivered from here; True once the broker has confirmed."""
 
-    async def reject(self, message: Any, rejection: EventRejected, event_id: str | None) -> bool:
+    async def reject(self, message: Any, rejection: EventRejected) -> bool:
         """Park a message that cannot be read."""
 
     async def split(self, delivery: Delivery, subscription_ids: Sequence[str]) -> bool:
@@ -119,15 +126,14 @@ class Dispatcher:
     async def on_event(self, message: Message) -> None:
         """Handle a message of the intake lane: an event, or something that is none."""
         self._meter.received("intake")
-        decoded = None
-        try:
-            decoded = self._decode(message)
-            self._schemas.check(decoded.event.type, decoded.data)
-        except EventRejected as rejection:
-            await self._reject(message, rejection, decoded)
+        if message.left_out:
+            await self._turn_away(message)
             return
-        event = decoded.event
-        wanting = self._snapshot().match(event, decoded.data)
+        try:
+            event, wanting = self._read(message)
+        except EventRejected as rejection:
+            await self._reject(message, rejection)
+            return
         if not wanting:
             self._note_unmatched(event)
             message.ack()
@@ -142,19 +148,27 @@ class Dispatcher:
         try:
             deliveries = self._outbox.read(message)
         except EventRejected as rejection:
-            await self._reject(message, rejection, None)
+            await self._reject(message, rejection)
             return
         snapshot = self._snapshot()
         work = [(delivery, snapshot.get(delivery.subscription_id)) for delivery in deliveries]
         await self._run(message, work, self._backlog)
 
-    def _decode(self, message: Message) -> Decoded:
-        return decode(
+    def _read(self, message: Message) -> tuple[Event, Sequence[Subscription]]:
+        """Return the event and who wants it; its parsed data, which may be large, ends here."""
+        decoded = decode(
             message.incoming,
             max_bytes=self._max_event_bytes,
             now=self._clock.now(),
             make_id=_make_id,
         )
+        event = decoded.event
+        try:
+            self._schemas.check(event.type, decoded.data)
+        except EventRejected as rejection:
+            rejection.event_id, rejection.event_type = event.id, event.type
+            raise
+        return event, self._snapshot().match(event, decoded.data)
 
     def _first_rounds(
         self, event: Event, wanting: Sequence[Subscription]
@@ -196,21 +210,30 @@ class Dispatcher:
         if all(confirmed):
             message.ack()
 
-    async def _reject(
-        self, message: Message, rejection: EventRejected, decoded: Decoded | None
-    ) -> None:
-        event_id = decoded.event.id if decoded else _given_id(message)
-        if not await self._outbox.reject(message, rejection, event_id):
+    async def _reject(self, message: Message, rejection: EventRejected) -> None:
+        rejection.event_id = rejection.event_id or _given_id(message)
+        if not await self._outbox.reject(message, rejection):
             return
         message.ack()
+        self._note_rejected(message, rejection)
+
+    async def _turn_away(self, message: Message) -> None:
+        """Let the broker park a message whose body was too large to be taken in."""
+        size = f"the body has {message.left_out} bytes, the limit is {self._max_event_bytes}"
+        rejection = EventRejected("too_large", size)
+        rejection.event_id = _given_id(message)
+        await message.turn_away()
+        self._note_rejected(message, rejection)
+
+    def _note_rejected(self, message: Message, rejection: EventRejected) -> None:
         self._meter.rejected(rejection.reason)
         self._log.error(
             "event.rejected",
             reason=rejection.reason,
             detail=rejection.detail,
             routing_key=message.routing_key,
-            event_id=event_id,
-            event_type=decoded.event.type if decoded else None,
+            event_id=rejection.event_id,
+            event_type=rejection.event_type,
         )
 
     def _note_unmatched(self, event: Event) -> None:

@@ -22,9 +22,14 @@ class TopologyError(BrokerError):
 
 
 class EventRejected(DispatcherError):  # noqa: N818 - a rejected event is the glossary's word
-    """An event could not be read; `reason` is the contract's word for it, `detail` says where."""
+    """An event could not be read; `reason` is the contract's word for it, `detail` says where.
+
+    `event_id` and `event_type` are set by whoever knows them.
+    """
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.event_id: str | None = None
+        self.event_type: str | None = None

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Protocol
 
 import orjson
@@ -22,6 +23,8 @@ from service.catalogue import SERVICE
 
 LAST_LINES = 2.0
 """Seconds that the last lines have to leave the process."""
+GATHER = 0.002
+"""Seconds for which lines are gathered before they are written."""
 RETRY_AFTER = 0.02
 """Seconds between two looks for room in a pipe that is full."""
 
@@ -39,7 +42,9 @@ class Log(Protocol):
 
 
 class LineSink:
-    """Writes finished lines to a descriptor, those of one turn of the event loop together.
+    """Writes finished lines to a descriptor, those of two milliseconds together.
+
+    (A write a line was 35 of 470 µs of CPU a delivery.)  Whoever kills the process loses these lines.
 
     A reader that is slow, stuck or gone must not stop deliveries: a pipe is written to only while it has
     room, the rest waits in memory, and beyond `limit` bytes lines are left out and counted.  As soon as
@@ -60,7 +65,7 @@ class LineSink:
         self._scheduled = False
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Batch by the turns of this loop from now on."""
+        """Gather lines in the turns of this loop from now on."""
         self._loop = loop
 
     def msg(self, line: bytes) -> None:
@@ -74,7 +79,7 @@ class LineSink:
             self.flush()
         elif not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self.flush)
+            self._loop.call_later(GATHER, self.flush)
 
     debug = info = warning = error = msg
 
@@ -129,9 +134,20 @@ class LineSink:
         self.msg(_render_json(None, "", _stamp(None, "warning", fields)))
 
 
+@lru_cache(maxsize=2)
+def _second(unix: int) -> str:
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _timestamp(unix: float) -> str:
+    """Return RFC 3339 text with microseconds; all lines of a second share most of it."""
+    whole = int(unix)
+    return f"{_second(whole)}.{int((unix - whole) * 1e6):06}Z"
+
+
 def _stamp(_: Any, level: str, fields: MutableMapping[str, Any]) -> dict[str, Any]:
     return {
-        "timestamp": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "timestamp": _timestamp(time.time()),
         "level": level,
         "message": fields.pop("event"),
         "service": SERVICE,

@@ -63,10 +63,14 @@ class Metrics:
         )
         self._children: dict[tuple[str, str], Counter] = {}
         self._timers: dict[str, Histogram] = {}
+        self._lanes: dict[str, Counter] = {}
 
     def received(self, lane: str) -> None:
         """Count a message taken from a lane."""
-        self._received.labels(lane).inc()
+        child = self._lanes.get(lane)
+        if child is None:
+            child = self._lanes[lane] = self._received.labels(lane)
+        child.inc()
 
     def attempted(self, lane: str, outcome: str, seconds: float) -> None:
         """Count an attempt: `outcome` is a status or the name of a failure."""

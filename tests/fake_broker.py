@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from functools import lru_cache
 from itertools import count
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import orjson
@@ -41,7 +42,7 @@ from pamqp.header import ContentHeader
 from service.broker import connection, parked
 from service.broker.connection import Address, Broker
 from service.broker.consumer import Lane
-from service.broker.deliveries import Delivered, DeliveryTransport, Sink, properties, register
+from service.broker.deliveries import Delivered, DeliveryTransport, properties, register
 from service.broker.outbox import Outbox
 from service.broker.publisher import Publisher
 from service.broker.topology import Binding, Exchange, Topology, topology
@@ -58,6 +59,8 @@ from service.webhook.formats import Content, render
 
 EPOCH = 1_800_000_000.0
 """Unix seconds at which a fake clock begins."""
+
+MAX_EVENT_BYTES = 4096
 
 WANTED = topology("test", "events", ["#"])
 NAMES = WANTED.names
@@ -276,7 +279,7 @@ class FakeBroker:
         stored.returns += 1
         limit = queue.arguments.get("x-delivery-limit")
         if isinstance(limit, int) and stored.returns > limit:
-            self._dead_letter(queue, stored, "delivery_limit")
+            self.dead_letter(queue, stored, "delivery_limit")
         else:
             heapq.heappush(queue.ready, stored)
 
@@ -319,10 +322,11 @@ class FakeBroker:
     def _expire(self, queue: StoredQueue) -> None:
         now, queue.timer = asyncio.get_running_loop().time() + 1e-6, None
         while queue.ready and queue.ready[0].expires <= now:
-            self._dead_letter(queue, heapq.heappop(queue.ready), "expired")
+            self.dead_letter(queue, heapq.heappop(queue.ready), "expired")
         self._arm(queue)
 
-    def _dead_letter(self, queue: StoredQueue, stored: Stored, reason: str) -> None:
+    def dead_letter(self, queue: StoredQueue, stored: Stored, reason: str) -> None:
+        """Move a message to where its queue's dead letters go, and mark it with the reason."""
         exchange = queue.arguments.get("x-dead-letter-exchange")
         assert isinstance(exchange, str), f"{queue.name} dropped a message: {reason}"
         death = {"queue": queue.name, "reason": reason, "count": 1, "exchange": stored.exchange}
@@ -344,9 +348,9 @@ class FakeConnection:
         self.url = url
         self.name = name
         self.channels: list[FakeChannel] = []
-        self.sinks: dict[int, Sink] = {}
+        self.reader = SimpleNamespace(sinks={}, bounds={})
         self.transport = DeliveryTransport()
-        self.transport.reader = self  # type: ignore[assignment]
+        self.transport.reader = self.reader  # type: ignore[assignment]
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def channel(
@@ -371,6 +375,7 @@ class FakeConnection:
         if self.closing.done():
             return
         self.broker.connections.remove(self)
+        self.reader.sinks.clear()
         _close(self.closing, error)
         end_channels(self.channels, error)
 
@@ -467,6 +472,18 @@ class FakeChannel:
             self.broker.pump(consumer.queue)
         await self._at("ack.done")
 
+    async def basic_reject(self, delivery_tag: int, *, requeue: bool, wait: bool = True) -> None:
+        """Refuse a message for good; whether it arrived is never told."""
+        self._require_open()
+        assert not requeue, "what goes back is nacked here"
+        if await self._at("reject") is not Verdict.GO:
+            return
+        for consumer, stored in self._settled(delivery_tag, multiple=False):
+            consumer.queue.held.discard(stored)
+            self.broker.dead_letter(consumer.queue, stored, "rejected")
+            self.broker.pump(consumer.queue)
+        await self._at("reject.done")
+
     async def basic_nack(
         self,
         delivery_tag: int,
@@ -525,7 +542,7 @@ class FakeChannel:
         consumer.holds += 1
         self.unacked[tag] = (consumer, stored)
         loop = asyncio.get_running_loop()
-        if self.number in self.connection.sinks:
+        if self.number in self.connection.reader.sinks:
             loop.call_soon(self._sink, tag, stored)
             return
         frame = Basic.Deliver(
@@ -542,17 +559,21 @@ class FakeChannel:
         return Verdict.NEVER if self.is_closed else verdict
 
     def _sink(self, tag: int, stored: Stored) -> None:
-        if not self.is_closed:
-            self.connection.sinks[self.number](
-                Delivered(
-                    tag,
-                    stored.returns > 0,
-                    stored.exchange,
-                    stored.routing_key,
-                    stored.seen,
-                    stored.body,
-                )
+        if self.is_closed:
+            return
+        reader, body = self.connection.reader, stored.body
+        too_large = len(body) > reader.bounds.get(self.number, len(body))
+        reader.sinks[self.number](
+            Delivered(
+                tag,
+                stored.returns > 0,
+                stored.exchange,
+                stored.routing_key,
+                stored.seen,
+                b"" if too_large else body,
+                len(body) if too_large else 0,
             )
+        )
 
     async def _call(self, consumer: Consumer, message: DeliveredMessage) -> None:
         if not self.is_closed:
@@ -814,10 +835,10 @@ class Process:
             meter,
             intake=Budget("intake", attempts, slow),
             backlog=Budget("backlog", attempts, slow),
-            max_event_bytes=262144,
+            max_event_bytes=MAX_EVENT_BYTES,
         )
         self.lanes = [
-            Lane("intake", NAMES.intake, prefetch, dispatcher.on_event, log),
+            Lane("intake", NAMES.intake, prefetch, dispatcher.on_event, log, MAX_EVENT_BYTES),
             Lane("backlog", NAMES.deliveries, prefetch, dispatcher.on_delivery, log),
         ]
         self.broker = Broker(

@@ -227,7 +227,7 @@ async def watch(it) -> AsyncIterator[Watch]:
         dispatcher = await it.dispatcher(subscription("s", receiver.url))
         watch = Watch(it, dispatcher, receiver)
         yield watch
-        if not dispatcher.of("service.stopped"):
+        if dispatcher._process.returncode is None:
             assert await dispatcher.stop() == 0
         assert dispatcher.stderr == ""
 
@@ -310,7 +310,8 @@ async def test_what_no_library_would_send_ends_by_its_name(watch):
     )
 
 
-# FAILS TODAY: the library cannot decode `basic.deliver`, and hangs up at each attempt, 50 times.
+# FAILS TODAY: each byte that is no UTF-8 is read as a character of three bytes, so that the rejected copy
+# has a routing key that is too long to be published, and the session is given up, again and again.
 async def test_a_routing_key_that_is_no_text_costs_one_message_and_not_the_connection(watch):
     keys = [b"\xff\xfe", b"a.\xc3", b"\x80" * 255, b"ok\0"]
     taken = await asyncio.to_thread(watch.go_through, [Raw(key=key) for key in keys], 10)
@@ -393,7 +394,19 @@ def forged(state: object, body: bytes = b"{}", **more: bytes) -> Raw:
 
 def with_one_wrong(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the state with one value at a time replaced by one of another kind, or left out."""
-    wrong = (None, True, -1, 1e300, "text", [], [[]], {}, {"a": 1}, "x\r\ny: z", 2**63)
+    wrong: tuple[Any, ...] = (
+        None,
+        True,
+        -1,
+        1e300,
+        "text",
+        [],
+        [[]],
+        {},
+        {"a": 1},
+        "x\r\ny: z",
+        2**63,
+    )
     for name, other in itertools.product([name for name in state if name != "event"], wrong):
         yield state | {name: other}
     for name, other in itertools.product(state["event"], wrong):

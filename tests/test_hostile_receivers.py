@@ -299,12 +299,16 @@ async def test_floods_and_bombs_are_cut_off_and_memory_stays_flat(it):
             await beside(it, healthy, rounds)
             done += rounds * len(harms)
             await dispatcher.until(lambda done=done: len(ended(dispatcher)) == done)
-            statm = Path(f"/proc/{dispatcher.pid}/statm").read_text()
-            resident.append(int(statm.split()[1]) * resource.getpagesize())
+            resident.append(resident_bytes(dispatcher))
         see_names(dispatcher, harms)
         assert resident[-1] - resident[0] < 30_000_000, resident
         assert await dispatcher.stop() == 0
         assert dispatcher.stderr == ""
+
+
+def resident_bytes(dispatcher: Dispatcher) -> int:
+    statm = Path(f"/proc/{dispatcher.pid}/statm").read_text()
+    return int(statm.split()[1]) * resource.getpagesize()
 
 
 async def test_lies_about_length_end_by_what_they_are(it):

@@ -187,16 +187,16 @@ def test_a_rejected_event_comes_back_with_the_properties_it_had():
         content_type="application/json", message_id="m1", message_type="a.b", app_id="shop",
         headers={"tenant": "acme", "x-death": [{"a": 1}], "CC": ["x"]},
     )  # fmt: skip
-    parked = codec.rejected_properties(original, "a.b", EventRejected("not_json", "no"), "m1", NOW)
+    parked = codec.rejected_properties(original, "a.b", EventRejected("not_json", "no"), NOW)
     assert parked.message_id != "m1"
-    again = codec.restored_properties(codec.parked_again(parked))
+    again = codec.restored_properties(codec.parked_again(parked, "a.b", b""))
     assert again.headers == {"tenant": "acme"}
     assert (again.message_id, again.message_type, again.app_id) == ("m1", "a.b", "shop")
 
 
 def test_headers_too_large_to_carry_on_are_dropped_and_it_is_said():
     original = Basic.Properties(headers={f"h{n}": "x" * 1000 for n in range(120)})
-    parked = codec.rejected_properties(original, "k", EventRejected("not_json", "no"), None, NOW)
+    parked = codec.rejected_properties(original, "k", EventRejected("not_json", "no"), NOW)
     told = codec.read_rejected(parked, "k", b"")
     assert told.detail == "no (its headers could not be kept)"
     assert len(parked.headers or {}) < 10

@@ -178,6 +178,8 @@ async def test_a_full_disk_under_the_log_stops_nothing(it, piped):
     assert "Traceback" not in dispatcher.stderr
 
 
+# FAILS TODAY: what is written after the disk was full goes on in the middle of the line that was cut, so
+# that one more line is spoilt, and is not counted.
 async def test_a_disk_that_fills_up_and_empties_costs_counted_lines_and_no_half_ones(it, piped):
     path = it.folder / "lines"
     async with Recorder() as receiver:

@@ -81,7 +81,6 @@ def rejected_properties(
     original: Basic.Properties,
     routing_key: str,
     rejection: EventRejected,
-    event_id: str | None,
     at: float,
     *,
     keep_state: bool = False,
@@ -96,14 +95,9 @@ def rejected_properties(
         REJECTED_AT: rfc3339(at),
         ROUTING_KEY: routing_key,
     }
-    if event_id:
-        headers[REJECTED_ID] = event_id[:_DETAIL_KEPT]
-    if original.message_id:
-        headers[MESSAGE_ID] = original.message_id
-    kept = _carried_over(original, headers, dropped=_OURS[2:] if keep_state else _OURS)
-    # A message id of its own: two publishes in flight with one id would swap their confirms.
-    kept.message_id = uuid.uuid4().hex
-    return kept
+    if rejection.event_id:
+        headers[REJECTED_ID] = rejection.event_id[:_DETAIL_KEPT]
+    return _with_own_id(original, headers, dropped=_OURS[2:] if keep_state else _OURS)
 
 
 def restored_properties(original: Basic.Properties) -> Basic.Properties:
@@ -115,12 +109,31 @@ def restored_properties(original: Basic.Properties) -> Basic.Properties:
     return restored
 
 
-def parked_again(original: Basic.Properties) -> Basic.Properties:
-    """Return the properties with which a parked message goes back to the tail of its own queue."""
-    kept = _carried_over(original, {}, dropped=())
+def parked_again(original: Basic.Properties, routing_key: str, body: bytes) -> Basic.Properties:
+    """Return the properties with which a parked message goes back to the tail of its own queue.
+
+    What the broker's own headers tell of a message that it parked itself is written down as ours.
+    """
+    headers: dict[str, FieldValue] = {}
+    if "x-death" in (original.headers or {}) and REASON not in (original.headers or {}):
+        told = read_rejected(original, routing_key, body)
+        headers = {REASON: told.reason, DETAIL: told.detail, ROUTING_KEY: routing_key}
+        if told.rejected_at:
+            headers[REJECTED_AT] = told.rejected_at
+    return _with_own_id(original, headers, dropped=())
+
+
+def _with_own_id(
+    original: Basic.Properties, headers: dict[str, FieldValue], *, dropped: Sequence[str]
+) -> Basic.Properties:
+    """Return properties with a message id of their own; the original's is kept in a header.
+
+    Two publishes in flight with one id would swap their confirms.
+    """
+    if original.message_id and MESSAGE_ID not in (original.headers or {}):
+        headers[MESSAGE_ID] = original.message_id
+    kept = _carried_over(original, headers, dropped=dropped)
     kept.message_id = uuid.uuid4().hex
-    if original.message_id and MESSAGE_ID not in (kept.headers or {}):
-        kept.headers = {**(kept.headers or {}), MESSAGE_ID: original.message_id}
     return kept
 
 
@@ -156,23 +169,19 @@ def read_dead_letter(headers: Mapping[str, Any] | None, body: bytes) -> DeadLett
 
 
 def read_rejected(properties: Basic.Properties, routing_key: str, body: bytes) -> Rejected:
-    """Return a rejected event; one that the broker itself parked has the reason `poison`."""
+    """Return a rejected event; one that the broker itself parked is `too_large` or `poison`."""
     headers = properties.headers or {}
-    reason = headers.get(REASON)
-    if reason is None:
-        return Rejected(
-            POISON,
-            "delivered again and again without being settled, and parked by the broker",
-            _death_time(headers),
-            properties.message_id,
-            routing_key,
-            body,
-        )
-    event_id = headers.get(REJECTED_ID)
+    reason, detail = headers.get(REASON), _text(headers.get(DETAIL), "")
+    if reason is None and headers.get("x-first-death-reason") == "rejected":
+        reason, detail = "too_large", f"the body has {len(body)} bytes"
+    elif reason is None:
+        reason = POISON
+        detail = "delivered again and again without being settled, and parked by the broker"
+    event_id = headers.get(REJECTED_ID, headers.get(MESSAGE_ID, properties.message_id))
     return Rejected(
         _text(reason, ""),
-        _text(headers.get(DETAIL), ""),
-        _text(headers.get(REJECTED_AT), ""),
+        detail,
+        _text(headers.get(REJECTED_AT), "") or _death_time(headers),
         event_id if isinstance(event_id, str) else None,
         _text(headers.get(ROUTING_KEY), routing_key),
         body,

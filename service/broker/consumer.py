@@ -62,6 +62,13 @@ class Settler:
         self._open.remove(tag)
         await self._channel.basic_nack(tag, requeue=True, wait=False)
 
+    async def turn_away(self, tag: int) -> None:
+        """Let the broker dead-letter a message, now."""
+        if self.closed:
+            return
+        self._open.remove(tag)
+        await self._channel.basic_reject(tag, requeue=False, wait=False)
+
     async def finish(self) -> None:
         """Send every ack that is due, and see it leave this process."""
         while self._done and not self.closed:
@@ -122,6 +129,11 @@ class Message:
     redelivered: bool
     tag: int
     settler: Settler
+    left_out: int = 0
+
+    async def turn_away(self) -> None:
+        """Settle: the broker parks the message among the rejected, at least once."""
+        await self.settler.turn_away(self.tag)
 
     def ack(self) -> None:
         """Settle: everything owed is durable."""
@@ -165,11 +177,21 @@ Handler = Callable[[Message], Awaitable[None]]
 class Lane:
     """One queue, consumed with a bound on what is in flight; survives the channels it is given.
 
-    `handler` is awaited for each message in a task of its own and settles it.
+    `handler` is awaited for each message in a task of its own and settles it; a body of more than
+    `largest` bytes is left out of its message.
     """
 
-    def __init__(self, name: str, queue: str, prefetch: int, handler: Handler, log: Log) -> None:
+    def __init__(
+        self,
+        name: str,
+        queue: str,
+        prefetch: int,
+        handler: Handler,
+        log: Log,
+        largest: int | None = None,
+    ) -> None:
         self.name = name
+        self._largest = largest
         self.queue = queue
         self.prefetch = prefetch
         self._handler = handler
@@ -190,7 +212,11 @@ class Lane:
         settler = Settler(channel, on_failure)
         self._channel, self._settler = channel, settler
         self._consumer_tag = await consume(
-            channel, self.queue, lambda delivered: self._take(delivered, settler), self.prefetch
+            channel,
+            self.queue,
+            lambda delivered: self._take(delivered, settler),
+            self.prefetch,
+            self._largest,
         )
 
     def abandon(self) -> None:
@@ -229,6 +255,7 @@ class Lane:
             redelivered=delivered.redelivered,
             tag=delivered.tag,
             settler=settler,
+            left_out=delivered.left_out,
         )
         settler.opened(message.tag)
         # After a reconnect the work of the old channel may still be under way: the bound covers both.

@@ -53,6 +53,8 @@ class Delivered:
     routing_key: str
     properties: Basic.Properties
     body: bytes
+    left_out: int = 0
+    """The size of a body that was larger than the channel's bound, in bytes; it was not kept."""
 
 
 Sink = Callable[[Delivered], None]
@@ -61,19 +63,20 @@ Sink = Callable[[Delivered], None]
 class _Partial:
     """A delivery of which some frames are still to come."""
 
-    __slots__ = ("chunks", "method", "missing", "properties")
+    __slots__ = ("chunks", "left_out", "method", "missing", "properties")
 
     def __init__(self, method: tuple[int, bool, str, str]) -> None:
         self.method = method
         self.properties: Basic.Properties | None = None
         self.missing = 0
+        self.left_out = 0
         self.chunks: list[bytes] = []
 
     def whole(self) -> Delivered:
         tag, redelivered, exchange, routing_key = self.method
         body = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
         properties = self.properties or Basic.Properties()
-        return Delivered(tag, redelivered, exchange, routing_key, properties, body)
+        return Delivered(tag, redelivered, exchange, routing_key, properties, body, self.left_out)
 
 
 class DeliveryReader:
@@ -88,6 +91,7 @@ class DeliveryReader:
         self._shown = self._loop.time()
         self._partial: dict[int, _Partial] = {}
         self.sinks: dict[int, Sink] = {}
+        self.bounds: dict[int, int] = {}
 
     def at_eof(self) -> bool:
         """Tell whether nothing more will come."""
@@ -166,8 +170,12 @@ class DeliveryReader:
         if kind == _HEADER:
             (partial.missing,) = _CONTENT.unpack_from(self._buffer, payload)
             partial.properties = properties(self._buffer[payload + 12 : payload + size])
+            bound = self.bounds.get(channel)
+            if bound is not None and partial.missing > bound:
+                partial.left_out = partial.missing
         else:
-            partial.chunks.append(self._buffer[payload : payload + size])
+            if not partial.left_out:
+                partial.chunks.append(self._buffer[payload : payload + size])
             partial.missing -= size
         if partial.missing <= 0:
             del self._partial[channel]
@@ -275,14 +283,19 @@ def register(connection: AbstractConnection, transport: DeliveryTransport) -> No
         _readers[connection] = transport.reader
 
 
-async def consume(channel: AbstractChannel, queue: str, sink: Sink, prefetch: int) -> str:
+async def consume(
+    channel: AbstractChannel, queue: str, sink: Sink, prefetch: int, largest: int | None = None
+) -> str:
     """Let a queue's messages flow into `sink`, at most `prefetch` unacked (0: no bound).
 
-    The connection must have been opened with a `DeliveryTransport`; a channel has one sink.  Returns the
+    A body of more than `largest` bytes is left out, so that it never fills memory.  The connection must have been opened with a `DeliveryTransport`; a channel has one sink.  Returns the
     consumer tag, to cancel by.
     """
     await channel.basic_qos(prefetch_count=prefetch)
-    _readers[channel.connection].sinks[channel.number] = sink
+    reader = _readers[channel.connection]
+    reader.sinks[channel.number] = sink
+    if largest is not None:
+        reader.bounds[channel.number] = largest
     consuming = await channel.basic_consume(queue, _never)
     return consuming.consumer_tag or ""
 

@@ -48,15 +48,12 @@ class Outbox:
         )
         return isinstance(published, Confirmed)
 
-    async def reject(
-        self, message: Message, rejection: EventRejected, event_id: str | None
-    ) -> bool:
+    async def reject(self, message: Message, rejection: EventRejected) -> bool:
         """Park a message that cannot be read, byte for byte, with the reason."""
         properties = codec.rejected_properties(
             message.properties,
             message.routing_key,
             rejection,
-            event_id,
             self._clock.now(),
             keep_state=message.exchange.startswith(f"{self._names.prefix}."),
         )

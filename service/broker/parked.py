@@ -127,7 +127,9 @@ class ParkedQueue:
         return done
 
     def _tail(self, parked: Parked) -> Place:
-        return Place("", self._name, codec.parked_again(parked.properties))
+        # Through its own exchange: a person who may redrive needs no right to write to any queue.
+        again = codec.parked_again(parked.properties, parked.routing_key, parked.body)
+        return Place(self._name, parked.routing_key, again)
 
     async def _move(
         self, channel: AbstractChannel, message: Delivered, chosen: Choose, route: Route

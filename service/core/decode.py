@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -222,11 +223,10 @@ def _prefixed(headers: Mapping[str, object]) -> dict[str, object]:
     found: dict[str, object] = {}
     prefixes = set()
     for header, value in headers.items():
-        lowered = header.lower()
-        if not lowered.startswith(_PREFIXES):
+        split = _split_header(header)
+        if split is None:
             continue
-        prefix = next(prefix for prefix in _PREFIXES if lowered.startswith(prefix))
-        name = lowered.removeprefix(prefix)
+        prefix, name = split
         if name in found:
             raise _invalid(f"the attribute {_shown(name)} is there twice")
         prefixes.add(prefix)
@@ -234,6 +234,16 @@ def _prefixed(headers: Mapping[str, object]) -> dict[str, object]:
     if len(prefixes) > 1:
         raise _invalid(f"headers mix the prefixes {' and '.join(sorted(prefixes))}")
     return found
+
+
+@lru_cache(maxsize=1024)
+def _split_header(header: str) -> tuple[str, str] | None:
+    """Return prefix and attribute name of a header that is an attribute."""
+    lowered = header.lower()
+    for prefix in _PREFIXES:
+        if lowered.startswith(prefix):
+            return prefix, lowered.removeprefix(prefix)
+    return None
 
 
 def _binary(incoming: Incoming, headers: dict[str, object], now: float) -> Decoded:
@@ -274,6 +284,8 @@ def _attributes(raw: Mapping[str, object]) -> dict[str, str]:
 
 def _text(name: str, value: object) -> str | None:
     """Return the canonical text of an attribute (CloudEvents 1.0, type system), None where unset."""
+    if type(value) is str:  # nearly always
+        return _checked(name, value)
     match value:
         case None:
             return None
@@ -324,7 +336,7 @@ def _checked(name: str, text: str) -> str:
     limit = _MAX_LENGTH.get(name, _MAX_EXTENSION)
     if len(text) > limit:
         raise _invalid(f"{name} has {len(text)} characters, the limit is {limit}")
-    if _UNSAFE.search(text):
+    if not (text.isascii() and text.isprintable()) and _UNSAFE.search(text):
         raise _invalid(f"{name} holds a control character")
     return text
 

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import random
 import shutil
 import signal
@@ -26,6 +27,8 @@ INSTALLED = Path("/")
 def main() -> int:
     """Run what was asked for and print the table."""
     told = _arguments()
+    # The library tells of every connection that is lost, and here they are meant to be.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if told.list:
         for scenario in ALL:

@@ -94,6 +94,8 @@ async def play(
         problems += await _end(it)
         account = it.ledger.account()
         problems += it.problems
+        if account.destroyed > it.destroyable:
+            problems.append(f"missing since a queue was deleted that held {it.destroyable} at most")
         problems += it.producer.faults[:5]
         for replica in it.replicas:
             problems += replica.problems[:5]

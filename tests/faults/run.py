@@ -47,9 +47,7 @@ def run_on(root: Path, plan: Plan, tell: Tell) -> tuple[list[Row], list[str]]:
         try:
             with _started(host, root) as (broker, urls):
                 version = _version(broker)
-                rows += (
-                    _play(scenario, plan, broker, urls, version, tell) for scenario in wanted
-                )
+                rows += (_play(scenario, plan, broker, urls, version, tell) for scenario in wanted)
         except BrokerError as error:
             failures.append(f"{host}: {error}")
     return rows, failures

@@ -32,7 +32,7 @@ PER_SESSION: Final = PREFETCH * WIDEST + PREFETCH
 """Debts that may be paid twice because a session or a process ended: what it held unsettled."""
 PER_NODE: Final = 32 * 4
 """And because a node died: what the broker itself moves between the levels of the ladder, 32 a queue."""
-SETTLE_TIMEOUT: Final = 120.0
+SETTLE_TIMEOUT: Final = 300.0
 HEARTBEAT: Final = 2
 
 
@@ -72,8 +72,8 @@ class Stage:
     replicas: list[Replica] = field(default_factory=list)
     deaths: int = 0
     node_deaths: int = 0
-    struck: int = 0
-    """How often the fault was seen to be one."""
+    destroyable: int = 0
+    """Debts that the deleted queues can have held at the most."""
     problems: list[str] = field(default_factory=list)
 
     @property

@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument("--inside", choices=NAMES, help=argparse.SUPPRESS)
     told, rest = parser.parse_known_args()
     if importlib.util.find_spec("atheris") is None:
-        print("atheris is not installed: pip install atheris (Linux, CPython)", file=sys.stderr)
+        sys.stderr.write("atheris is not installed: pip install atheris (Linux, CPython)\n")
         return 2
     if told.inside:
         fuzz(told.inside, rest)
@@ -77,15 +77,22 @@ def found_something(name: str, seconds: int) -> bool:
             timeout=seconds + 60,
         )
         said = run.stdout + run.stderr
-        print(f"{name:12} {_count(said)} inputs, {_coverage(said)} branches", end="")
+        reached = f"{name:12} {_count(said)} inputs, {_coverage(said)} branches"
         if run.returncode == 0:
-            print(", nothing found")
+            _say(f"{reached}, nothing found")
             return False
-        print(f", FOUND SOMETHING (exit status {run.returncode})")
+        _say(f"{reached}, FOUND SOMETHING (exit status {run.returncode})")
         for found in sorted(Path(place).glob("found-*")):
-            print(f"  {found.name.partition('-')[2].partition('-')[0]}: {found.read_bytes()[:2000]!r}")
-        print("  " + "\n  ".join(_trouble(said)))
+            _say(
+                f"  {found.name.partition('-')[2].partition('-')[0]}: {found.read_bytes()[:2000]!r}"
+            )
+        _say("  " + "\n  ".join(_trouble(said)))
         return True
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def _count(said: str) -> str:

@@ -5,6 +5,7 @@ A stated check in place of Alloy's own parser, which is not published as a Go mo
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -125,7 +126,7 @@ class _Reader:
         return found
 
 
-def _tokens(text: str) -> Any:
+def _tokens(text: str) -> Iterator[tuple[str, str]]:
     at = 0
     while at < len(text):
         found = _TOKEN.match(text, at)

@@ -32,13 +32,18 @@ class Entry:
     metadata: dict[str, str] = field(default_factory=dict)
 
 
-@functools.cache
-def engine() -> Path:
-    """Return the program; builds it where it is not yet.  Raises NotToBeHadError."""
+def place() -> Path:
+    """Return where the program is, or will be: it is built anew when its source changes."""
     sources = sorted(path for path in ENGINE.iterdir() if path.is_file())
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    built = cache / "webhook-dispatcher" / f"loki-{digest}"
+    return cache / "webhook-dispatcher" / f"loki-{digest}"
+
+
+@functools.cache
+def engine() -> Path:
+    """Return the program; builds it where it is not yet.  Raises NotToBeHadError."""
+    built = place()
     if built.exists():
         return built
     go = shutil.which("go")
@@ -110,5 +115,14 @@ def alerts(
     return told.get("alerts") or [], told.get("faults") or {}
 
 
+def _main() -> None:
+    if not place().exists():
+        print("Building Loki's engine for tests, once: some minutes", flush=True)  # noqa: T201
+    try:
+        engine()
+    except NotToBeHadError as error:
+        print(f"Tests without Loki's engine: {error}")  # noqa: T201
+
+
 if __name__ == "__main__":
-    print(engine())  # noqa: T201 - a command of its own
+    _main()

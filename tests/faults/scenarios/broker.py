@@ -3,11 +3,10 @@
 import asyncio
 from typing import Final
 
-import aio_pika
-
+from service.broker.connection import Address, open_connection
 from service.broker.topology import Names
 from tests.faults.scenarios.base import Scenario, Times
-from tests.faults.stage import Stage
+from tests.faults.stage import PREFETCH, WIDEST, Stage
 
 START_TIMEOUT: Final = 120.0
 
@@ -111,7 +110,7 @@ class QueueDeleted(Scenario):
     """A queue that is consumed is deleted, with what is in it; the dispatcher declares it anew.
 
     What was in the queue is gone by definition.  It is told apart from a loss: the producer pauses, and
-    of what is not settled at that moment, and of nothing else, may anything be missing.
+    only of what is not settled at that moment may anything be missing, and no more than the queue held.
     """
 
     name = "queue-deleted"
@@ -126,7 +125,8 @@ class QueueDeleted(Scenario):
         await stage.moments(0.2, 1.0)
         await stage.producer.stop()
         stage.ledger.destroy(stage.ledger.unpaid())
-        await _delete(stage.broker.url, (names.intake, names.deliveries)[number % 2])
+        held = await _delete(stage.broker.url, (names.intake, names.deliveries)[number % 2])
+        stage.destroyable += (held + PREFETCH) * WIDEST
         await stage.until(lambda: replica.lost_sessions > lost, "the loss is noticed")
         await stage.ready(replica)
         stage.producer.start()
@@ -154,7 +154,11 @@ class IdleQueueDeleted(Scenario):
         await stage.progress()
 
 
-async def _delete(url: str, queue: str) -> None:
-    async with await aio_pika.connect(url) as connection:
+async def _delete(url: str, queue: str) -> int:
+    """Delete a queue and return how many messages were ready in it."""
+    connection = await open_connection(url, Address([url]), "faults (deletes)")
+    try:
         channel = await connection.channel()
-        await channel.queue_delete(queue)
+        return (await channel.queue_delete(queue)).message_count or 0
+    finally:
+        await connection.close()

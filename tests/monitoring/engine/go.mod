@@ -275,6 +275,7 @@ require (
 	sigs.k8s.io/yaml v1.6.0 // indirect
 )
 
+// The same replacements as in Loki's own go.mod: a module's do not reach those who use it.
 replace github.com/hashicorp/memberlist => github.com/grafana/memberlist v0.3.1-0.20251126142931-6f9f62ab6f86
 
 replace github.com/grafana/regexp => github.com/grafana/regexp v0.0.0-20240518133315-a468a5bfb3bc

@@ -1,0 +1,119 @@
+"""The account of every event, and some of the faults in a very short form.
+
+`make test-faults` is the whole suite.
+"""
+
+import logging
+import random
+
+import pytest
+
+from service.rabbitmq import PrivateBroker
+from tests.faults.ledger import REJECTED, Account, Ledger, Place
+from tests.faults.play import Row, play
+from tests.faults.scenarios import ALL
+from tests.faults.scenarios.base import Scenario
+from tests.faults.scenarios.broker import NodeKilled
+from tests.faults.scenarios.connection import Cut
+from tests.faults.scenarios.dispatcher import KilledAfterConfirm, KilledAnyTime
+from tests.faults.table import table, verdicts
+
+
+def row(account: Account, bound: int = 0) -> Row:
+    return Row("4.0.5", "name", "what was done", 3, 1.0, account, bound, ())
+
+
+def test_an_account_agrees_when_every_debt_is_seen():
+    ledger = Ledger()
+    ledger.confirm("1", ("a", "b"))
+    ledger.confirm("2", (REJECTED,))
+    ledger.see(Place.DELIVERED, ("1", "a"))
+    ledger.see(Place.WAITING, ("1", "b"))
+    ledger.see_event(Place.REJECTED, "2")
+    account = ledger.account()
+    assert (account.events, account.owed, account.lost, account.doubled) == (2, 3, 0, 0)
+    assert account.agrees
+    assert verdicts([row(account)]) == []
+    assert row(account).passed
+
+
+def test_what_is_seen_nowhere_is_lost_and_fails_the_run():
+    ledger = Ledger()
+    ledger.confirm("1", ("a", "b"))
+    ledger.see(Place.DELIVERED, ("1", "a"))
+    account = ledger.account()
+    assert (account.lost, account.missing) == (1, (("1", "b"),))
+    assert account.agrees
+    assert not row(account).passed
+    assert "1 lost: 1/b" in verdicts([row(account)])[0]
+
+
+def test_an_event_without_a_confirm_is_owed_as_a_whole_once_any_of_it_is_seen():
+    ledger = Ledger()
+    ledger.doubt("1", ("a", "b"))
+    ledger.doubt("2", ("a", "b"))
+    assert ledger.account().owed == 0
+    ledger.see(Place.DELIVERED, ("2", "b"))
+    assert ledger.account().missing == (("2", "a"),)
+
+
+def test_doubles_are_counted_and_bounded():
+    ledger = Ledger()
+    ledger.confirm("1", ("a",))
+    for place in (Place.DELIVERED, Place.DELIVERED, Place.DEAD):
+        ledger.see(place, ("1", "a"))
+    account = ledger.account()
+    assert account.doubled == 2
+    assert account.agrees
+    assert row(account, bound=2).passed
+    assert not row(account, bound=1).passed
+
+
+def test_only_what_was_in_a_deleted_queue_may_be_missing():
+    ledger = Ledger()
+    ledger.confirm("1", ("a",))
+    ledger.destroy(ledger.unpaid())
+    ledger.confirm("2", ("a",))
+    account = ledger.account()
+    assert (account.destroyed, account.lost) == (1, 1)
+    assert account.agrees
+
+
+def test_another_body_or_an_event_that_nobody_published_is_strange():
+    ledger = Ledger()
+    ledger.confirm("1", ("a",))
+    assert ledger.attempt(("1", "a"), b"body") == 1
+    assert ledger.attempt(("1", "a"), b"another") == 2
+    ledger.see(Place.DELIVERED, ("1", "a"))
+    ledger.see(Place.DELIVERED, ("2", "a"))
+    assert ledger.account().strange == 2
+    assert not row(ledger.account()).passed
+
+
+def test_the_table_has_a_line_for_each_scenario():
+    ledger = Ledger()
+    ledger.confirm("1", ("a",))
+    lines = table([row(ledger.account(), bound=1234)]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines) == 3
+    assert lines[2].endswith(" 1,234 |")
+
+
+def test_every_scenario_has_a_name_of_its_own():
+    assert len({scenario.name for scenario in ALL}) == len(ALL)
+
+
+@pytest.mark.parametrize("scenario", [KilledAnyTime, KilledAfterConfirm, Cut, NodeKilled])
+async def test_no_event_is_lost(node: PrivateBroker, scenario: type[Scenario], monkeypatch):
+    monkeypatch.setattr(logging.getLogger("aiormq"), "level", logging.CRITICAL)
+    told = await play(
+        scenario(),
+        scenario.times.brief,
+        node,
+        [node.url],
+        version="",
+        chance=random.Random(scenario.name),
+        tell=lambda _: None,
+    )
+    assert verdicts([told]) == []
+    assert told.account.owed > 0
