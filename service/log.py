@@ -58,6 +58,7 @@ class LineSink:
         self._rest = b""
         self._size = 0
         self._left_out = 0
+        self._torn = False
         self._failure = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._room = select.poll()
@@ -96,6 +97,7 @@ class LineSink:
             except OSError as error:
                 self._lose(error)
                 return
+            self._torn = not self._rest[:written].endswith(b"\n")
             self._rest = self._rest[written:]
             self._size -= written
             if self._left_out and not self._rest and not self._lines:
@@ -114,6 +116,9 @@ class LineSink:
     def _next_lines(self) -> bytes:
         """Take whole lines off, as many as are written at once."""
         lines = [self._lines.popleft()]
+        if self._torn:  # the disk was full in the middle of a line: that one ends here
+            lines[0] = b"\n" + lines[0]
+            self._size += 1
         size = len(lines[0]) + 1
         while self._lines and size + len(self._lines[0]) < select.PIPE_BUF:
             size += len(self._lines[0]) + 1
@@ -122,7 +127,7 @@ class LineSink:
 
     def _lose(self, error: OSError) -> None:
         """Give up what cannot be written: the disk is full, or the reader is gone."""
-        self._left_out += self._rest.count(b"\n") + len(self._lines)
+        self._left_out += self._rest.removeprefix(b"\n").count(b"\n") + len(self._lines)
         self._failure = error.strerror or type(error).__name__
         self._rest = b""
         self._lines.clear()

@@ -22,6 +22,9 @@ from service.errors import EventRejected
 from service.log import rfc3339
 
 DATA_SHOWN = 65_536
+MAX_KEY = 255
+"""Bytes of a routing key (AMQP 0-9-1)."""
+
 UNREADABLE = "unreadable"
 """The reason of a message in the dead-letter queue that the dispatcher did not write."""
 
@@ -136,7 +139,9 @@ def redrive_rejected(names: Names) -> Callable[[Parked], Place]:
             exchange, key = names.route_in(0)
             return Place(exchange, key, properties)
         rejected = codec.read_rejected(parked.properties, parked.routing_key, parked.body)
-        return Place(names.intake, rejected.routing_key, properties)
+        # A key that is no text grows beyond what AMQP carries when it is written as text.
+        fits = len(rejected.routing_key.encode()) <= MAX_KEY
+        return Place(names.intake, rejected.routing_key if fits else "", properties)
 
     return route
 

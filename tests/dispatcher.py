@@ -231,7 +231,7 @@ class Station:
     async def parked(self, which: str) -> list[dict[str, Any]]:
         """Return what `dead list --json` or `rejected list --json` says."""
         told = await self.command(which, "list", "--json")
-        return [json.loads(line) for line in told.splitlines()]
+        return [json.loads(line) for line in told.split("\n") if line]
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 `make test-faults` is the whole suite.
 """
 
-import logging
 import random
 
 import pytest
@@ -104,8 +103,7 @@ def test_every_scenario_has_a_name_of_its_own():
 
 
 @pytest.mark.parametrize("scenario", [KilledAnyTime, KilledAfterConfirm, Cut, NodeKilled])
-async def test_no_event_is_lost(node: PrivateBroker, scenario: type[Scenario], monkeypatch):
-    monkeypatch.setattr(logging.getLogger("aiormq"), "level", logging.CRITICAL)
+async def test_no_event_is_lost(node: PrivateBroker, scenario: type[Scenario]):
     told = await play(
         scenario(),
         scenario.times.brief,

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 
 from service.catalogue import CATALOGUE, json_schema, write_schemas
-from service.log import LineSink, configure
+from service.log import GATHER, LineSink, configure
 
 SCHEMAS = Path(__file__).parent.parent / "schemas" / "log"
 
@@ -61,13 +61,16 @@ def test_the_console_form_is_for_people():
     assert "subscription_id=s" in line
 
 
-async def test_lines_of_one_turn_of_the_loop_are_written_together_before_the_next():
+async def test_lines_of_a_moment_are_written_together():
     reader, writer = os.pipe()
     sink = LineSink(writer)
     sink.attach(asyncio.get_running_loop())
     sink.msg(b"one")
     sink.msg(b"two")
-    await asyncio.sleep(0)
+    os.set_blocking(reader, False)
+    with pytest.raises(BlockingIOError):
+        os.read(reader, 100)
+    await asyncio.sleep(2 * GATHER)
     assert os.read(reader, 100) == b"one\ntwo\n"
     os.close(reader)
     os.close(writer)

@@ -9,7 +9,7 @@ import math
 import random
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -18,8 +18,9 @@ import pytest
 from pamqp.commands import Basic
 
 from service.core.delivery import Answered, Failed, FailureKind, Outcome
+from service.core.health import EJECTION_JITTER, EJECTION_MAX, FULL_WEIGHT
 from service.core.subscription import Subscription, Target
-from tests.fake_broker import EPOCH, NAMES, Process, World, run, standing_in
+from tests.fake_broker import EPOCH, Process, World, run, standing_in
 
 MINUTE, HOUR = 60.0, 3600.0
 MOST_IN_A_MINUTE = 3
@@ -50,14 +51,17 @@ class Outage:
     published: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
-    def of(cls, subscription: Subscription, down: Down, seconds: float = HOUR) -> "Outage":
-        def answer(_url: str, _event_id: str, _nth: int) -> Outcome:
-            return down() if world.clock.seconds < seconds else OK
+    def of(
+        cls, subscription: Subscription, down: Down, *, seconds: float = HOUR, only: str = ""
+    ) -> "Outage":
+        """Return one whose targets are down for so many seconds, or `only` one of them is."""
+
+        def answer(url: str, _event_id: str, _nth: int) -> Outcome:
+            return down() if world.clock.seconds < seconds and only in url else OK
 
         world = World([subscription], answer)
         it = cls(world)
         world.broker.on_publish = it._note
-        world.broker.on_rest = lambda: None
         return it
 
     def arrive(self, number: int) -> None:
@@ -72,8 +76,9 @@ class Outage:
 
     async def until_rest(self) -> None:
         """Wait until nothing is on its way."""
-        while self.world.broker.passing:
-            await asyncio.sleep(1.0)
+        rested = asyncio.Event()
+        self.world.broker.on_rest = rested.set
+        await rested.wait()
 
     def most(self, within: float) -> int:
         """Return how often the dispatcher published the delivery that it published most often."""
@@ -88,7 +93,8 @@ class Outage:
         self.published[str(headers["event-id"])].append(self.world.clock.seconds)
 
 
-def play(it: Outage, body: Callable[[Process], Any], **process: Any) -> None:
+def play(it: Outage, body: Callable[[Process], Coroutine[Any, Any, None]], **process: Any) -> None:
+    """Run a course with one dispatcher; `process` are its bounds."""
     random.seed(7)
 
     async def course() -> None:
@@ -112,21 +118,82 @@ def outage(down: Down, deliveries: int) -> Outage:
     return it
 
 
-@pytest.mark.parametrize("deliveries", [1, 500])
-@pytest.mark.parametrize("down", DOWN)
-def test_a_delivery_costs_few_publishes_in_an_outage(down: str, deliveries: int):
-    it = outage(DOWN[down], deliveries)
-    print(
-        down,
-        deliveries,
-        it.most(MINUTE),
-        it.most(HOUR),
-        sum(bisect_left(x, HOUR) for x in it.published.values()) / deliveries,
-        it.world.clock.seconds - HOUR,
-        len(it.accepted),
-        len(it.world.receivers.requests),
-    )
-    print(max(it.published.values(), key=lambda x: bisect_left(x, MINUTE))[:16])
-    assert len(it.accepted) == len(set(it.accepted)) == deliveries
+def check_cost(it: Outage) -> None:
+    assert sorted(it.accepted) == sorted(it.published)
     assert it.most(MINUTE) <= MOST_IN_A_MINUTE
     assert it.most(HOUR) <= MOST_IN_AN_HOUR
+
+
+@pytest.mark.parametrize("down", DOWN)
+def test_one_delivery_costs_few_publishes_in_an_outage(down: str):
+    check_cost(outage(DOWN[down], 1))
+
+
+@pytest.mark.parametrize("down", DOWN)
+def test_each_of_many_deliveries_costs_few_publishes_in_an_outage(down: str):
+    it = outage(DOWN[down], 500)
+    assert len(it.published) == 500
+    check_cost(it)
+
+
+@pytest.mark.parametrize("deliveries", [1, 500])
+def test_a_pause_costs_few_publishes(deliveries: int):
+    paused = replace(ORDERS, enabled=False)
+    it = Outage.of(paused, lambda: OK)
+
+    async def body(_: Process) -> None:
+        for number in range(deliveries):
+            it.arrive(number)
+        await asyncio.sleep(HOUR)
+        it.world.put_in_force([ORDERS])
+        await it.until_rest()
+
+    play(it, body, prefetch=1024, attempts=512, slow=128)
+    assert len(it.published) == deliveries
+    check_cost(it)
+
+
+def weight_of(process: Process, subscription: Subscription) -> int:
+    """Return the weight in hundredths that the first target has now, 0 while it is out."""
+    target = process.states.of(subscription).targets[0]
+    now = process.world.clock.monotonic()
+    return target.effective_weight(now) if target.health == "healthy" else 0
+
+
+def test_a_target_that_is_back_has_its_full_weight_within_a_minute_of_its_first_success():
+    both = replace(ORDERS, targets=(Target(URL), Target("https://b.example/")))
+    it = Outage.of(both, DOWN["answers 503"], only=URL)
+    weights: list[tuple[float, int]] = []
+
+    async def body(process: Process) -> None:
+        for number in range(round(HOUR + 8 * MINUTE)):
+            it.arrive(number)
+            await asyncio.sleep(1.0)
+            weights.append((it.world.clock.seconds, weight_of(process, both)))
+        await it.until_rest()
+
+    play(it, body)
+    first = min(r.at for r in it.world.receivers.requests if r.accepted and r.url == URL)
+    full = next(at for at, weight in weights if at > first and weight == FULL_WEIGHT)
+    assert full - first <= MINUTE
+    assert first - HOUR <= EJECTION_MAX * (1 + EJECTION_JITTER) + 1
+    assert len(it.accepted) == len(set(it.accepted)) == len(weights)
+    assert not it.published  # what one target cannot take the other takes at once
+
+
+@pytest.mark.parametrize("latency", [0.1, 0.3])
+def test_a_backlog_for_a_saturated_target_goes_round_the_broker_about_once_a_delivery(
+    latency: float,
+):
+    narrow = replace(ORDERS, targets=(Target(URL, max_in_flight=4),))
+    it = Outage.of(narrow, lambda: Answered(200, latency), seconds=math.inf)
+
+    async def body(_: Process) -> None:
+        for number in range(5000):
+            it.arrive(number)
+        await it.until_rest()
+
+    play(it, body, prefetch=1024, attempts=512, slow=128)
+    assert len(it.accepted) == len(set(it.accepted)) == 5000
+    assert sum(map(len, it.published.values())) <= 1.2 * 5000
+    assert it.world.clock.seconds <= 1.2 * 5000 * latency / 4

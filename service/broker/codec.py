@@ -5,11 +5,13 @@ The body of a delivery message is the event's data, byte for byte.  Everything e
 console.  Headers stay far below a frame (128 KiB), because a larger one makes the broker hang up.
 """
 
+import re
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from types import NoneType
+from typing import Any, Final
 
 import orjson
 from pamqp.commands import Basic
@@ -30,11 +32,11 @@ REJECTED_ID = "x-rejected-event-id"
 ROUTING_KEY = "x-rejected-routing-key"
 MESSAGE_ID = "x-rejected-message-id"
 POISON = "poison"
+EXPIRED = "expired"
 
 _OURS = (STATE, SUBSCRIPTIONS, REASON, DETAIL, REJECTED_AT, REJECTED_ID, ROUTING_KEY, MESSAGE_ID)
 _BROKERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "CC", "BCC")
 _HEADER_ROOM = 64 * 1024
-_EVENT_FIELDS = tuple(field.name for field in fields(Event) if field.name != "data")
 _BODY_START_KEPT = 256
 _DETAIL_KEPT = 1024
 
@@ -172,11 +174,8 @@ def read_rejected(properties: Basic.Properties, routing_key: str, body: bytes) -
     """Return a rejected event; one that the broker itself parked is `too_large` or `poison`."""
     headers = properties.headers or {}
     reason, detail = headers.get(REASON), _text(headers.get(DETAIL), "")
-    if reason is None and headers.get("x-first-death-reason") == "rejected":
-        reason, detail = "too_large", f"the body has {len(body)} bytes"
-    elif reason is None:
-        reason = POISON
-        detail = "delivered again and again without being settled, and parked by the broker"
+    if reason is None:
+        reason, detail = _parked_by_broker(headers, body)
     event_id = headers.get(REJECTED_ID, headers.get(MESSAGE_ID, properties.message_id))
     return Rejected(
         _text(reason, ""),
@@ -190,6 +189,25 @@ def read_rejected(properties: Basic.Properties, routing_key: str, body: bytes) -
 
 def _text(value: FieldValue, default: str) -> str:
     return value if isinstance(value, str) else default
+
+
+def _parked_by_broker(headers: FieldTable, body: bytes) -> tuple[str, str]:
+    """Return reason and detail of what the broker parked, from its latest reason to do so."""
+    deaths = headers.get("x-death")
+    latest = deaths[0] if isinstance(deaths, list) and deaths else None
+    match latest.get("reason") if isinstance(latest, dict) else None:
+        case "rejected":
+            return "too_large", f"the body has {len(body)} bytes"
+        case "expired":
+            return (
+                EXPIRED,
+                "its producer gave it an expiration, and it had passed before it was read",
+            )
+        case _:
+            return (
+                POISON,
+                "delivered again and again without being settled, and parked by the broker",
+            )
 
 
 def _death_time(headers: FieldTable) -> str | None:
@@ -295,21 +313,56 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
+_TEXT, _MAYBE_TEXT = (str,), (str, NoneType)
+_TIME, _MAYBE_TIME = (int, float), (int, float, NoneType)
+_EVENT: Final = {
+    "id": _TEXT, "type": _TEXT, "source": _TEXT, "time": _TEXT, "time_unix": _TIME,
+    "subject": _MAYBE_TEXT, "tenant": _MAYBE_TEXT, "data_content_type": _TEXT, "extensions": (dict,),
+    "traceparent": _MAYBE_TEXT, "tracestate": _MAYBE_TEXT, "id_made": (bool,),
+}  # fmt: skip
+_DELIVERY: Final = {
+    "created_at": _TIME, "round": (int,), "attempts": (int,), "deferrals": (int,),
+    "first_attempt_at": _MAYBE_TIME, "not_before": _TIME,
+}  # fmt: skip
+_ATTEMPT: Final = {
+    "at": _TIME, "target": _TEXT, "status": (int, NoneType), "error": _MAYBE_TEXT,
+    "duration_ms": (int,), "body_start": _TEXT,
+}  # fmt: skip
+_LATEST: Final = 253_402_300_799.0
+"""The last second of the year 9999, in Unix seconds: times beyond it cannot be written in a line."""
+
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[ -~]*)?")
+
+
+def _checked(state: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """Return the named values, and no others: a newer version may have written more.
+
+    Raises KeyError, TypeError or ValueError where one is not what we write.
+    """
+    found = {name: state[name] for name in kinds}
+    for name, value in found.items():
+        if type(value) not in kinds[name]:
+            raise TypeError(f"{name} is a {type(value).__name__}")
+        if isinstance(value, int | float) and not -_LATEST <= value <= _LATEST:
+            raise ValueError(f"{name} is out of range")
+        if type(value) is int and kinds[name] == (int,) and value < 0:
+            raise ValueError(f"{name} is negative")
+    return found
+
+
 def _event(state: Mapping[str, Any], body: bytes) -> Event:
-    # Fields that this version does not know were written by a newer one; they are left out.
-    known = {name: state[name] for name in _EVENT_FIELDS if name in state}
-    return Event(data=body, **known)
+    told = _checked(state, _EVENT)
+    if not all(isinstance(value, str) for value in told["extensions"].values()):
+        raise TypeError("an extension is no text")
+    if told["traceparent"] is not None and not _TRACEPARENT.fullmatch(told["traceparent"]):
+        raise ValueError("traceparent is none")
+    return Event(data=body, **told)
 
 
 def _delivery(state: Mapping[str, Any], event: Event, subscription_id: str) -> Delivery:
-    return Delivery(
-        event=event,
-        subscription_id=subscription_id,
-        created_at=state["created_at"],
-        round=state["round"],
-        attempts=state["attempts"],
-        deferrals=state["deferrals"],
-        first_attempt_at=state["first_attempt_at"],
-        not_before=state["not_before"],
-        history=tuple(Attempt(**attempt) for attempt in state["history"]),
-    )
+    if not isinstance(subscription_id, str):
+        raise TypeError("subscription_id is no text")
+    history = tuple(Attempt(**_checked(attempt, _ATTEMPT)) for attempt in state["history"])
+    told = _checked(state, _DELIVERY)
+    return Delivery(event=event, subscription_id=subscription_id, history=history, **told)

@@ -235,13 +235,18 @@ def _properties(data: bytes) -> Basic.Properties:
     return found
 
 
-def _table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
+MAX_FIELDS: Final = 4096
+"""Fields of a message's headers, those inside of others included: each costs the loop some time."""
+
+
+def _table(data: bytes, at: int, room: list[int] | None = None) -> tuple[dict[str, Any], int]:
     (size,) = _U32.unpack_from(data, at)
     at += 4
     end = at + size
     if end > len(data):
         raise ValueError("a field table is longer than its frame")
     found: dict[str, Any] = {}
+    room = [MAX_FIELDS] if room is None else room
     while at < end:
         size = data[at]
         key = data[at + 1 : at + 1 + size].decode()
@@ -255,9 +260,46 @@ def _table(data: bytes, at: int) -> tuple[dict[str, Any], int]:
             except UnicodeDecodeError:
                 found[key] = raw
         else:
-            used, found[key] = decode.embedded_value(data[at:end])
-            at += used
+            found[key], at = _value(data, at, end, room)
     return found, end
+
+
+_SIZES: Final = {
+    **dict.fromkeys(b"V\0", 0),
+    **dict.fromkeys(b"tbB", 1),
+    **dict.fromkeys(b"su", 2),
+    **dict.fromkeys(b"Iif", 4),
+    **dict.fromkeys(b"D", 5),
+    **dict.fromkeys(b"lLdT", 8),
+}
+"""Bytes of a field value behind its kind; the other kinds tell their length."""
+
+
+def _value(data: bytes, at: int, end: int, room: list[int]) -> tuple[Any, int]:
+    """Return a field value and where the next begins; each byte is looked at once."""
+    room[0] -= 1
+    if room[0] < 0:
+        raise ValueError(f"more than {MAX_FIELDS} fields")
+    kind = data[at]
+    if kind == 0x46:  # F
+        return _table(data, at + 1, room)
+    if kind == 0x41:  # A
+        (size,) = _U32.unpack_from(data, at + 1)
+        at += 5
+        stop = at + size
+        if stop > end:
+            raise ValueError("a field array is longer than its table")
+        values = []
+        while at < stop:
+            value, at = _value(data, at, stop, room)
+            values.append(value)
+        return values, at
+    size = _SIZES.get(kind)
+    if size is None:
+        (size,) = _U32.unpack_from(data, at + 1)
+        size += 4
+    used, value = decode.embedded_value(data[at : at + 1 + size])
+    return value, at + used
 
 
 class DeliveryTransport(TransportFactory):

@@ -5,6 +5,7 @@ acked.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from service.broker import codec
 from service.broker.consumer import Message
@@ -26,7 +27,10 @@ class Outbox:
 
     async def put_off(self, delivery: Delivery, at: float) -> bool:
         """Bring a delivery to the backlog lane at `at` (Unix seconds), or up to a second later."""
-        seconds = ladder.seconds_for(at - self._clock.now())
+        wait = at - self._clock.now()
+        seconds = ladder.seconds_for(wait)
+        # What one trip covers is not judged by the clock again, which may have been set meanwhile.
+        delivery = replace(delivery, not_before=at if wait > ladder.MAX_DELAY else 0.0)
         exchange, key = self._names.route_in(seconds)
         published = await self._publisher.publish(
             exchange, key, delivery.event.data, codec.delivery_properties(delivery)
@@ -58,7 +62,7 @@ class Outbox:
             keep_state=message.exchange.startswith(f"{self._names.prefix}."),
         )
         published = await self._publisher.publish(
-            self._names.rejected, message.routing_key, message.body, properties
+            self._names.rejected, "", message.body, properties
         )
         return isinstance(published, Confirmed)
 

@@ -129,7 +129,7 @@ class ParkedQueue:
     def _tail(self, parked: Parked) -> Place:
         # Through its own exchange: a person who may redrive needs no right to write to any queue.
         again = codec.parked_again(parked.properties, parked.routing_key, parked.body)
-        return Place(self._name, parked.routing_key, again)
+        return Place(self._name, "", again)
 
     async def _move(
         self, channel: AbstractChannel, message: Delivered, chosen: Choose, route: Route

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from service.core.event import Event
-from service.core.schedule import RETRY_AFTER_MAX, retry_delay
+from service.core.schedule import RETRY_AFTER_MAX, ejected_delay, retry_delay
 from service.core.subscription import RetryPolicy
 
 
@@ -24,6 +24,8 @@ class FailureKind(StrEnum):
     TIMEOUT = "timeout"
     RESET = "reset"
     PROTOCOL = "protocol"
+    LOCAL = "local"
+    """Our own machine lacks something (descriptors, ports, memory): it tells nothing of the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ class DeferCause(StrEnum):
     RATE_LIMITED = "rate_limited"
     PAUSED = "paused"
     UNKNOWN = "unknown_subscription"
+    LOCAL = "local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +202,8 @@ def decide(
             return _end_round(delivery, seen, policy, now, jitter)
         case Failed(stale_connection=True) if not seen.repeated:
             return Repeat()
+        case Failed(kind=FailureKind.LOCAL):
+            return Defer(now + ejected_delay(delivery.deferrals, 0.0, jitter), DeferCause.LOCAL)
         case Answered() | Failed() | Forbidden():
             return Failover() if seen.others else _end_round(delivery, seen, policy, now, jitter)
         case _:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import urlsplit, urlunsplit
 
-from service.core.delivery import Answered, DeferCause, Failed, Forbidden, Outcome
+from service.core.delivery import Answered, DeferCause, Failed, FailureKind, Forbidden, Outcome
 from service.core.subscription import Target
 
 FAILURES_TO_EJECT = 5
@@ -51,9 +51,14 @@ def is_health_failure(outcome: Outcome) -> bool:
         case Answered(status=status):
             return status >= 500 or status == 429
         case Failed():
-            return True
+            return not _is_ours(outcome)
         case Forbidden():
             return False
+
+
+def _is_ours(outcome: Outcome) -> bool:
+    """Tell whether an attempt failed for a lack of our own, which tells nothing of the target."""
+    return isinstance(outcome, Failed) and outcome.kind is FailureKind.LOCAL
 
 
 def _shown(url: str) -> tuple[str, str]:
@@ -180,7 +185,7 @@ class TargetState:
         """Take in what an attempt observed; `jitter` lies in -1..1 and spreads ejection times."""
         started = self._starts.pop(ticket)
         was_probe = self._was_probe(ticket)
-        if isinstance(outcome, Forbidden):
+        if isinstance(outcome, Forbidden) or _is_ours(outcome):
             return None
         self._note_latency(now - started)
         if isinstance(outcome, Answered) and outcome.status == 410:

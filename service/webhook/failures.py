@@ -16,6 +16,9 @@ from service.webhook.tls import TlsFilesError, describe
 
 _DETAIL_LIMIT = 200  # characters
 _CLOSED_EARLY = "connection closed while it was made"
+_OUR_LACK = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+)
 _RESET_ERRORS = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ESHUTDOWN})
 
 
@@ -53,6 +56,8 @@ def _name(error: Exception, seen: Observation, status: int | None) -> tuple[Fail
         return FailureKind.TLS, str(error)
     if refusal := _refusal(error):
         return FailureKind.TLS, describe(refusal)
+    if (lack := _lack(error)) is not None:
+        return FailureKind.LOCAL, f"no connection: {os.strerror(lack)}"
     if seen.garbled is not None:
         return FailureKind.PROTOCOL, f"not an HTTP answer: {_first_line(seen.garbled)}"
     return _connected(error, seen) if seen.connected else _unconnected(error)
@@ -67,6 +72,16 @@ def _refusal(error: BaseException) -> ssl.SSLError | None:
     while cause is not None:
         if isinstance(cause, ssl.SSLError) and not isinstance(cause, aiohttp.ClientError):
             return cause
+        cause = cause.__cause__
+    return None
+
+
+def _lack(error: BaseException) -> int | None:
+    """Return the number of the error where our own machine was short of something, if that was it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _OUR_LACK:
+            return cause.errno
         cause = cause.__cause__
     return None
 

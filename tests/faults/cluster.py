@@ -10,6 +10,7 @@ from typing import Final, Self
 
 from service.rabbitmq import PrivateBroker, PrivateBrokerError, _listens
 from tests.faults.guard import Guard
+from tests.faults.node import FaultyNode
 
 NAMES: Final = ("a", "b", "c")
 START_TIMEOUT: Final = 120.0
@@ -17,7 +18,7 @@ CAUGHT_UP_TIMEOUT: Final = 120.0
 _POLL: Final = 0.25
 
 
-class Member(PrivateBroker):
+class Member(FaultyNode):
     """A node that shares epmd and cookie with others, and dies without them."""
 
     def __init__(self, name: str, epmd_port: int, cookie: str, root: Path) -> None:

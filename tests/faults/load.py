@@ -87,7 +87,7 @@ class Receivers:
         self._server.requests.clear()
         debt = (request.headers["webhook-id"], request.path.rsplit("/", 1)[1])
         attempt = self._ledger.attempt(debt, request.body)
-        await asyncio.sleep(self.slow * self._chance.uniform(0.0, 0.06))
+        await asyncio.sleep(self.slow * self._chance.uniform(0.0, 0.03))
         status = self._status(debt[1], attempt)
         if status == 200:
             self._ledger.see(Place.DELIVERED, debt)

@@ -16,6 +16,7 @@ from service.errors import BrokerError
 from service.rabbitmq import PrivateBroker
 from tests.dispatcher import ROOT
 from tests.faults.cluster import Cluster
+from tests.faults.node import FaultyNode
 from tests.faults.play import Row, play
 from tests.faults.scenarios.base import Form, Host, Scenario
 from tests.faults.stage import Node
@@ -91,7 +92,7 @@ def _play(
 def _started(host: Host, root: Path) -> Iterator[tuple[Node, list[str]]]:
     match host:
         case Host.NODE:
-            with PrivateBroker(root=root) as broker:
+            with FaultyNode(root=root) as broker:
                 yield broker, [broker.url]
         case Host.CLUSTER:
             with Cluster(root) as cluster:

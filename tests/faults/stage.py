@@ -24,7 +24,7 @@ from tests.faults.proxy import Proxy
 from tests.faults.remains import Remains
 from tests.faults.replica import Replica
 
-PREFETCH: Final = 16
+PREFETCH: Final = 24
 """Of each lane: small, so that the bound on duplicates says something."""
 WIDEST: Final = 2
 """The most subscriptions that an event of the load has."""
@@ -32,7 +32,7 @@ PER_SESSION: Final = PREFETCH * WIDEST + PREFETCH
 """Debts that may be paid twice because a session or a process ended: what it held unsettled."""
 PER_NODE: Final = 32 * 4
 """And because a node died: what the broker itself moves between the levels of the ladder, 32 a queue."""
-SETTLE_TIMEOUT: Final = 300.0
+SETTLE_TIMEOUT: Final = 240.0
 HEARTBEAT: Final = 2
 
 

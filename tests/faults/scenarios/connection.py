@@ -6,7 +6,7 @@ from typing import Final
 
 from pamqp import commands
 
-from tests.faults.proxy import Link
+from tests.faults.proxy import CONSUME, Link, Seen, Watch
 from tests.faults.replica import Replica
 from tests.faults.scenarios.base import Scenario, Times
 from tests.faults.stage import HEARTBEAT, Stage
@@ -54,13 +54,13 @@ class CutWhileConnecting(Scenario):
 
     name = "cut-connecting"
     what = "connection cut while the dispatcher connects and declares"
-    times = Times(60, 8, 2)
+    times = Times(60, 4)
 
     async def strike(self, stage: Stage, number: int) -> None:
         [replica] = stage.replicas
         lost = replica.lost_sessions
         # A handshake is some 600 bytes, the declarations that follow some 12,000.
-        stage.proxy.budgets[:] = [stage.chance.randrange(1, 12_000) for _ in range(4)]
+        stage.proxy.budgets[:] = [stage.chance.randrange(1, 12_000) for _ in range(2)]
         (await _link(stage, consuming=True)).cut()
         await _back(stage, replica, lost, 120.0)
         stage.proxy.budgets.clear()
@@ -170,15 +170,18 @@ class DrainWithoutBroker(Scenario):
                 stage.proxy.refuses = True
                 link.cut()
                 await stage.moments(0.0, 0.3)
-            case 1:  # the drain begins while it connects again, slowly
-                stage.proxy.latency = 0.02
+            case 1:  # the drain begins between one consumer and the next of a new session
+                stage.receivers.slow = 100.0
+                stage.proxy.watch = self._at_first_consumer(stage, replica)
                 link.cut()
-                await stage.moments(0.2, 3.0)
+                await replica.line("service.draining", seconds=60)
+                stage.proxy.reset()
             case 2:  # half open: what the drain asks of the broker is never answered
                 link.freeze()
             case _:  # cut while it drains
-                stage.receivers.slow = 10.0
-        replica.send(signal.SIGTERM)
+                stage.receivers.slow = 20.0
+        if number % 4 != 1:
+            replica.send(signal.SIGTERM)
         if number % 4 == 3:
             await stage.moments(0.0, 0.3)
             link.cut()
@@ -189,6 +192,16 @@ class DrainWithoutBroker(Scenario):
         stage.receivers.slow = 1.0
         stage.proxy.reset()
         await stage.replica(wait=False)
+
+    @staticmethod
+    def _at_first_consumer(stage: Stage, replica: Replica) -> Watch:
+        def watch(_link: Link, seen: Seen, to_broker: bool) -> bool:  # noqa: FBT001
+            if to_broker and seen.method == CONSUME:
+                stage.proxy.latency = 0.05
+                replica.send(signal.SIGTERM)
+            return True
+
+        return watch
 
     @staticmethod
     async def _ended(stage: Stage, replica: Replica) -> int:

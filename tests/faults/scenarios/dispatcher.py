@@ -15,7 +15,7 @@ class KilledAnyTime(Scenario):
 
     name = "dispatcher-killed"
     what = "dispatcher killed (SIGKILL) at a random instant"
-    times = Times(50, 6, 2)
+    times = Times(50, 6)
     direct = True
 
     async def strike(self, stage: Stage, number: int) -> None:
@@ -105,7 +105,7 @@ class KilledInDrain(Scenario):
     async def strike(self, stage: Stage, number: int) -> None:
         replica = stage.replicas[-1]
         await stage.ready(replica)
-        stage.receivers.slow = 20.0
+        stage.receivers.slow = 30.0
         await stage.progress()
         replica.send(signal.SIGTERM)
         await stage.moments(0.0, 0.8)
