@@ -4,11 +4,13 @@ export PYTHON
 INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 DEMO_PROGRAMS := $(if $(AMQP_URL),,rabbitmq)
 
-.PHONY: help demo test lint bench venv lock clean
+.PHONY: help demo test test-faults test-image lint bench venv lock clean
 
 help:
 	@echo 'make demo    shows the dispatcher at work, then ends (KEEP=1: stays up)'
 	@echo 'make test    runs every test (ARGS="-k word": some)'
+	@echo 'make test-faults  kills, cuts and floods everything, and accounts for every event'
+	@echo 'make test-image   builds the image and runs it (as root)'
 	@echo 'make lint    style, types, import rules'
 	@echo 'make bench   measures throughput and latency'
 	@echo 'make venv    sets up .venv'
@@ -21,8 +23,16 @@ demo: .venv/.installed
 	@.venv/bin/webhook-dispatcher demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 test: venv
-	@.ci/system-packages rabbitmq nginx webhook
+	@.ci/system-packages rabbitmq nginx webhook kubectl promtool faketime
 	.venv/bin/pytest $(ARGS)
+
+test-faults: venv
+	@.ci/system-packages rabbitmq
+	.venv/bin/python -m tests.faults $(ARGS)
+
+test-image: venv
+	@.ci/system-packages rabbitmq buildah debootstrap
+	TEST_IMAGE=1 .venv/bin/pytest tests/test_image.py -s $(ARGS)
 
 lint: venv
 	.venv/bin/ruff check

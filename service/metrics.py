@@ -1,12 +1,18 @@
 """Metrics for Prometheus; labels come from closed sets, so that their number is bounded.
 
-Children are looked up once and kept, because a lookup costs more than the count.
+Children are looked up once and kept, because a lookup costs more than the count; those of closed sets
+exist from the start, so that the first of a kind is seen as an increase.
 """
 
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from service.core.delivery import DeferCause, Reason
+
+REJECTIONS = (
+    "not_json", "invalid_envelope", "invalid_type", "too_large", "schema_violation", "poison",
+)  # fmt: skip
 _NAMESPACE = "webhook_dispatcher"
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30)
 
@@ -61,6 +67,12 @@ class Metrics:
             namespace=_NAMESPACE,
             registry=self._registry,
         )
+        for cause in DeferCause:
+            self._deferred.labels(cause.value)
+        for reason in Reason:
+            self._dead.labels(reason.value)
+        for rejection in REJECTIONS:
+            self._rejected.labels(rejection)
         self._children: dict[tuple[str, str], Counter] = {}
         self._timers: dict[str, Histogram] = {}
         self._lanes: dict[str, Counter] = {}

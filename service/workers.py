@@ -8,14 +8,13 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final
 
 import aiohttp
 import orjson
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 
 from service.admin import AdminPages, admin_port
 from service.clock import Clock, SystemClock
@@ -155,6 +154,7 @@ class _Together(AdminPages):
     def __init__(self, urls: list[str], session: aiohttp.ClientSession) -> None:
         self._urls = urls
         self._session = session
+        self._counts = [Counts() for _ in urls]
 
     async def not_ready(self) -> list[str]:
         """Return what the workers still wait for; ready when all are."""
@@ -168,7 +168,10 @@ class _Together(AdminPages):
     async def metrics(self) -> bytes:
         """Return the sums of the workers' metrics."""
         answers = await asyncio.gather(*(self._ask(url, "/metrics") for url in self._urls))
-        return add_up(body.decode() for status, body in answers if status == 200)
+        for counts, (status, body) in zip(self._counts, answers, strict=True):
+            if status == 200:
+                counts.read(body.decode())
+        return add_up(self._counts)
 
     async def status(self) -> dict[str, Any]:
         """Return each worker's status."""
@@ -184,33 +187,67 @@ class _Together(AdminPages):
             return 0, b""
 
 
-def add_up(pages: Iterable[str]) -> bytes:
-    """Return one page of metrics in Prometheus' text format: each sample is the sum over the pages.
+Key = tuple[str, tuple[tuple[str, str], ...]]
+"""A sample's name and labels."""
 
-    A moment of creation is the earliest.
+
+class Counts:
+    """One worker's metrics, which go on from where they were when it is started again.
+
+    Without that the sums would fall with it, and Prometheus would count everything once more.
     """
-    heads: dict[str, tuple[str, str]] = {}
-    sums: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
-    for page in pages:
+
+    def __init__(self) -> None:
+        self.families: dict[str, tuple[str, str]] = {}
+        self._now: dict[str, dict[Key, float]] = {}
+        self._before: dict[Key, float] = {}
+
+    def read(self, page: str) -> None:
+        """Take in a page in Prometheus' text format."""
         for family in text_string_to_metric_families(page):
-            heads.setdefault(family.name, (family.documentation, family.type))
-            samples = sums.setdefault(family.name, {})
+            self.families[family.name] = (family.documentation, family.type)
+            known = self._now.get(family.name, {})
+            fresh: dict[Key, float] = {}
             for sample in family.samples:
                 key = (sample.name, tuple(sample.labels.items()))
-                samples[key] = _joined(samples.get(key), sample)
+                fresh[key] = float(sample.value)
+                if family.type != "gauge" and fresh[key] < known.get(key, 0.0):
+                    self._before[key] = self._before.get(key, 0.0) + known[key]
+            self._now[family.name] = fresh
+
+    def samples(self, family: str) -> Iterator[tuple[Key, float]]:
+        """Give the values of a family."""
+        for key, value in self._now.get(family, {}).items():
+            yield key, value + self._before.get(key, 0.0)
+
+
+def add_up(workers: Sequence[Counts]) -> bytes:
+    """Return one page of metrics in Prometheus' text format: each sample is the sum over the workers.
+
+    Except where all workers tell of the same thing: then the worst value stands for all.
+    """
+    families = {name: head for counts in workers for name, head in counts.families.items()}
     lines = []
-    for name, samples in sums.items():
-        documentation, kind = heads[name]
+    for name, (documentation, kind) in families.items():
         full = f"{name}_total" if kind == "counter" else name
         lines += [f"# HELP {full} {documentation}", f"# TYPE {full} {kind}"]
-        lines += [f"{key}{_labels(labels)} {value}" for (key, labels), value in samples.items()]
+        values: dict[Key, list[float]] = {}
+        for counts in workers:
+            for key, value in counts.samples(name):
+                values.setdefault(key, []).append(value)
+        for (sample, labels), told in values.items():
+            if not sample.endswith("_created"):
+                joined = _JOINED.get(name, sum)(told)
+                lines.append(f"{sample}{_labels(labels)} {joined}")
     return "\n".join([*lines, ""]).encode()
 
 
-def _joined(known: float | None, sample: Sample) -> float:
-    if known is None:
-        return float(sample.value)
-    return min(known, sample.value) if sample.name.endswith("_created") else known + sample.value
+_JOINED: Final[Mapping[str, Callable[[list[float]], float]]] = {
+    "webhook_dispatcher_broker_connected": min,
+    "webhook_dispatcher_broker_blocked": max,
+    "webhook_dispatcher_unrouted_messages": max,
+    "webhook_dispatcher_subscriptions": max,
+}
 
 
 def _labels(labels: tuple[tuple[str, str], ...]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.publish import Publisher
-from service.workers import add_up
+from service.workers import Counts, add_up
 from tests.dispatcher import Dispatcher, Station, station, subscription
 from tests.receivers import Answer, Recorder
 
@@ -93,14 +93,27 @@ async def test_a_rate_limit_is_divided_among_the_workers(it):
     assert [line["settings"]["replicas"] for line in dispatcher.of("service.started")] == [2, 2]
 
 
-def test_metrics_are_summed_by_name_and_labels():
-    pages = [
-        "# HELP a_total Help.\n# TYPE a_total counter\n"
-        f'a_total{{x="1"}} {value}\na_created{{x="1"}} {100 + value}\n'
-        f"# HELP g Gauge.\n# TYPE g gauge\ng {value}\n"
-        for value in (1.0, 2.0)
-    ]
-    told = add_up(pages).decode()
-    assert 'a_total{x="1"} 3.0' in told
-    assert 'a_created{x="1"} 101.0' in told
-    assert "\ng 3.0" in told
+def page(value: float, connected: float = 1.0) -> str:
+    return (
+        "# HELP webhook_dispatcher_a_total Help.\n# TYPE webhook_dispatcher_a_total counter\n"
+        f'webhook_dispatcher_a_total{{x="1"}} {value}\n'
+        "# HELP webhook_dispatcher_broker_connected Help.\n"
+        "# TYPE webhook_dispatcher_broker_connected gauge\n"
+        f"webhook_dispatcher_broker_connected {connected}\n"
+    )
+
+
+def test_metrics_are_summed_by_name_and_labels_and_the_worst_stands_for_all():
+    workers = [Counts(), Counts()]
+    workers[0].read(page(1.0))
+    workers[1].read(page(2.0, connected=0.0))
+    told = add_up(workers).decode()
+    assert 'webhook_dispatcher_a_total{x="1"} 3.0' in told
+    assert "\nwebhook_dispatcher_broker_connected 0.0" in told
+
+
+def test_a_sum_does_not_fall_when_a_worker_starts_again():
+    worker = Counts()
+    for value in (5.0, 7.0, 2.0, 3.0, 1.0):
+        worker.read(page(value))
+    assert 'webhook_dispatcher_a_total{x="1"} 11.0' in add_up([worker]).decode()
