@@ -25,7 +25,7 @@ from service.core.address import EgressRules
 from service.deliver import Deliverer
 from service.dispatch import Dispatcher
 from service.errors import ConfigurationError
-from service.log import LAST_LINES, LineSink, Log, configure
+from service.log import LAST_LINES, AttemptLines, LineSink, Log, attempt_lines, configure
 from service.metrics import Metrics
 from service.report import Reporter
 from service.schemas import PACKAGED, EventSchemas
@@ -54,10 +54,17 @@ class Inherited:
 class App:
     """One dispatcher process."""
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str], log: Log) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str],
+        log: Log,
+        lines: AttemptLines,
+    ) -> None:
         self._settings = settings
         self._environ = Read(environ)
         self._log = log
+        self._lines = lines
         self._clock: Clock = SystemClock()
         self._metrics = Metrics()
         self._states = States(settings.replicas)
@@ -158,7 +165,9 @@ class App:
     def _dispatcher(self) -> Dispatcher:
         settings, log, clock, metrics = self._settings, self._log, self._clock, self._metrics
         outbox = Outbox(self._publisher, self._names, clock)
-        deliverer = Deliverer(self._sender, outbox, self._states, clock, Reporter(log, metrics))
+        deliverer = Deliverer(
+            self._sender, outbox, self._states, clock, Reporter(log, metrics, self._lines)
+        )
         return Dispatcher(
             deliverer,
             outbox,
@@ -306,8 +315,9 @@ async def run(settings: Settings, environ: Mapping[str, str], inherited: Inherit
     sink = LineSink(1)
     sink.attach(asyncio.get_running_loop())
     log = configure(settings.log_level, settings.log_format, sink)
+    lines = attempt_lines(settings.log_level, settings.log_format, sink, log)
     log.info("service.started", settings=settings.for_log(), pid=os.getpid())
     try:
-        await App(settings, environ, log).run(inherited)
+        await App(settings, environ, log, lines).run(inherited)
     finally:
         sink.close(LAST_LINES)

@@ -6,6 +6,7 @@ stays free for the rest.  And all targets that are known to be slow together may
 """
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass, field
 
 from service.core.delivery import DeferCause
@@ -23,20 +24,39 @@ class Budget:
     lane: str
     limit: int
     slow_limit: int
-    permits: asyncio.Semaphore = field(init=False)
     in_use: int = 0
     slow_in_use: int = 0
+    _waiters: deque[asyncio.Future[None]] = field(default_factory=deque, repr=False)
 
-    def __post_init__(self) -> None:
-        self.permits = asyncio.Semaphore(self.limit)
+    async def room(self) -> None:
+        """Wait, in line, until the lane may make another attempt."""
+        while self.in_use >= self.limit:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def begin(self, *, slow: bool) -> None:
+        """Take the room for one round."""
+        self.in_use += 1
+        self.slow_in_use += slow
+
+    def end(self, *, slow: bool) -> None:
+        """Give it back, and let the first in line go on."""
+        self.in_use -= 1
+        self.slow_in_use -= slow
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
 
     @property
     def share(self) -> int:
         """Return how many attempts one target may have under way now."""
         return max(1, (self.limit - self.in_use) // 2)
 
-    def obstacle(self, state: SubscriptionState, now: float) -> Unavailable | None:
-        """Return why no attempt can be made for a subscription now, or None when one can.
+    def open_to(self, state: SubscriptionState, now: float) -> list[TargetState] | Unavailable:
+        """Return the targets of a subscription that an attempt can be made at now, or why none can.
 
         `now` in monotonic seconds.
         """
@@ -48,15 +68,8 @@ class Budget:
         if self.slow_in_use >= self.slow_limit and any(c.is_slow(now) for c in candidates):
             return Unavailable(DeferCause.SLOW, now)
         share = self.share
-        for candidate in candidates:
-            if candidate.in_flight < share:
-                return None
-        return Unavailable(DeferCause.SATURATED, now)
-
-    def with_room(self, candidates: list[TargetState]) -> list[TargetState]:
-        """Return the candidates that may have another attempt; all of them where none may."""
-        share = self.share
-        return [one for one in candidates if one.in_flight < share] or candidates
+        roomy = [candidate for candidate in candidates if candidate.in_flight < share]
+        return roomy or Unavailable(DeferCause.SATURATED, now)
 
 
 def worth_waiting(state: SubscriptionState, obstacle: Unavailable, now: float) -> bool:

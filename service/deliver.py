@@ -190,37 +190,36 @@ class Deliverer:
 
     async def _round(self, run: _Run, budget: Budget, work: Work) -> Decision:
         """Run a round, or say why it does not begin; a short wait in line for room is part of it."""
-        state, deadline = run.state, self._clock.monotonic() + WAIT_LIMIT
+        state, deadline = run.state, 0.0
         behind_others = state.waiting > 0
         while True:
+            if budget.in_use >= budget.limit:
+                await budget.room()
             now = self._clock.monotonic()
-            obstacle = budget.obstacle(state, now)
-            if obstacle is None and behind_others:
-                obstacle = Unavailable(DeferCause.SATURATED, now)
-            if obstacle is None:
-                waits = budget.permits.locked()
-                async with budget.permits:
-                    if not waits or budget.obstacle(state, self._clock.monotonic()) is None:
-                        return await self._begin(run, budget, work)
-                continue
-            if not worth_waiting(state, obstacle, now) or not await state.wait(deadline - now):
-                return self._refuse(run, obstacle, budget, now)
+            found = budget.open_to(state, now)
+            if isinstance(found, list):
+                if not behind_others:
+                    return await self._begin(run, found, budget, work, now)
+                found = Unavailable(DeferCause.SATURATED, now)
+            deadline = deadline or now + WAIT_LIMIT
+            if not worth_waiting(state, found, now) or not await state.wait(deadline - now):
+                return self._refuse(run, found, budget, now)
             behind_others = False
 
-    async def _begin(self, run: _Run, budget: Budget, work: Work) -> Decision:
-        """Run the round, with a permit in hand."""
-        now, state = self._clock.monotonic(), run.state
+    async def _begin(
+        self, run: _Run, targets: list[TargetState], budget: Budget, work: Work, now: float
+    ) -> Decision:
+        """Run the round, with these targets to begin with."""
+        state = run.state
         if state.bucket is not None and not state.bucket.take(now):
             return self._in_line(state, DeferCause.RATE_LIMITED, now, now)
         run.latest = now + ROUND_LIMIT
         slow = state.is_slow(now)
-        budget.in_use += 1
-        budget.slow_in_use += slow
+        budget.begin(slow=slow)
         try:
-            return await self._attempts(run, budget, work)
+            return await self._attempts(run, targets, budget, work, now)
         finally:
-            budget.in_use -= 1
-            budget.slow_in_use -= slow
+            budget.end(slow=slow)
             state.wake()
 
     def _refuse(self, run: _Run, obstacle: Unavailable, budget: Budget, now: float) -> Decision:
@@ -248,21 +247,23 @@ class Deliverer:
         delay = state.line.reserve(now, state.capacity(now), not_before, random.random())  # noqa: S311
         return Defer(self._clock.now() + delay, cause)
 
-    async def _attempts(self, run: _Run, budget: Budget, work: Work) -> Decision:
+    async def _attempts(
+        self, run: _Run, targets: list[TargetState], budget: Budget, work: Work, now: float
+    ) -> Decision:
         balance = run.state.subscription.balance
-        again: TargetState | None = None
         while True:
-            now = self._clock.monotonic()
-            candidates = budget.with_room(run.state.candidates(run.tried, now))
-            picked = again or choose(balance, candidates, now, random.random())  # noqa: S311
+            picked = choose(balance, targets, now, random.random())  # noqa: S311
             if picked is None:
                 raise AssertionError("an attempt was decided without a target to go to")
             decision = await self._attempt(run, picked, budget, now)
+            if decision is DELIVERED:
+                return decision
+            now = self._clock.monotonic()
             match decision:
                 case Repeat():
-                    run.repeated, again = True, picked
+                    run.repeated, targets = True, [picked]
                 case Failover() if not work.lost:
-                    again = None
+                    targets = run.state.candidates(run.tried, now)
                     if run.state.bucket is not None:
                         run.state.bucket.spend()
                 case _:

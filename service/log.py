@@ -173,6 +173,31 @@ def _render_console(_: Any, level: str, fields: MutableMapping[str, Any]) -> byt
     return f"{clock} {level:7} {name:24} {told}".encode(errors="backslashreplace")
 
 
+class AttemptLines(Protocol):
+    """Writes lines whose members are rendered already; the hot path's way around structlog.
+
+    (A line of 16 fields costs 7 of 58 us of a bare request by structlog, and 2 so.)
+    """
+
+    def __call__(self, message: str, members: bytes) -> None:
+        """Write a line of level info; `members` are JSON members without braces."""
+
+
+def attempt_lines(level: str, form: str, sink: LineSink, log: Log) -> AttemptLines:
+    """Return the writer for a level and a form."""
+    head = b'","level":"info","message":"'
+    base = f'","service":"{SERVICE}","version":"{__version__}",'.encode()
+
+    def as_json(message: str, members: bytes) -> None:
+        stamp = _timestamp(time.time()).encode()
+        sink.msg(b'{"timestamp":"%b%b%b%b%b}' % (stamp, head, message.encode(), base, members))
+
+    def by_log(message: str, members: bytes) -> None:
+        log.info(message, **orjson.loads(b"{%b}" % members))
+
+    return as_json if form == "json" and level in {"debug", "info"} else by_log
+
+
 def quiet_libraries() -> None:
     """Keep the libraries' own logging from standard error: what matters of it is told in our words."""
     logging.basicConfig(level=logging.CRITICAL, stream=sys.stderr)

@@ -6,6 +6,8 @@ The law here is the catalogue's (`service.catalogue`): no event data, no secrets
 from collections.abc import Mapping
 from typing import Any, Protocol, assert_never
 
+import orjson
+
 from service.core.delivery import (
     Answered,
     DeadLetter,
@@ -23,7 +25,7 @@ from service.core.delivery import (
     describe,
 )
 from service.core.health import Change, TargetState
-from service.log import Log, rfc3339
+from service.log import AttemptLines, Log, rfc3339
 from service.prepared import Prepared
 
 
@@ -40,9 +42,10 @@ class Meter(Protocol):
 class Reporter:
     """Tells the log and the metrics."""
 
-    def __init__(self, log: Log, meter: Meter) -> None:
+    def __init__(self, log: Log, meter: Meter, lines: AttemptLines | None = None) -> None:
         self._log = log
         self._meter = meter
+        self._lines = lines or (lambda message, members: log.info(message, **_loaded(members)))
 
     def succeeded(
         self,
@@ -58,11 +61,28 @@ class Reporter:
     ) -> None:
         """Tell of an attempt that was answered 2xx; `now` in Unix seconds."""
         self._meter.attempted(lane, str(status), seconds)
-        fields = _attempt(delivery, prepared, picked, seconds, now, lane, span)
-        fields["attempt"] = delivery.attempts + 1
-        fields["decision"] = "delivered"
-        fields["status"] = fields["http.response.status_code"] = status
-        self._log.info("attempt.succeeded", **fields)
+        if not picked.members:
+            picked.members = _target_members(delivery.subscription_id, picked)
+        trace = b',"trace_id":"%b","span_id":"%b"' % (
+            (prepared.trace or "").encode(), span.encode()
+        ) if span else b""  # fmt: skip
+        self._lines(
+            "attempt.succeeded",
+            b'%b,%b,"lane":"%b","round":%d,"attempt":%d,"duration_ms":%.3f,"age_ms":%.3f,'
+            b'"decision":"delivered","status":%d,"http.response.status_code":%d%b'
+            % (
+                prepared.members,
+                picked.members,
+                lane.encode(),
+                delivery.round,
+                delivery.attempts + 1,
+                1000 * seconds,
+                1000 * (now - prepared.event.time_unix),
+                status,
+                status,
+                trace,
+            ),
+        )
 
     def failed(
         self,
@@ -143,6 +163,20 @@ _WORDS: Mapping[type[Decision], str] = {
     Defer: "defer",
     DeadLetter: "dead_letter",
 }
+
+
+def _loaded(members: bytes) -> dict[str, Any]:
+    told: dict[str, Any] = orjson.loads(b"{%b}" % members)
+    return told
+
+
+def _target_members(subscription_id: str, picked: TargetState) -> bytes:
+    told = {
+        "subscription_id": subscription_id,
+        "target": picked.label,
+        "server.address": picked.host,
+    }
+    return orjson.dumps(told)[1:-1]
 
 
 def _attempt(

@@ -73,7 +73,7 @@ class TargetState:
 
     `current` is the running value of smooth weighted round-robin; `latency` a moving average of whole
     attempts in seconds (None before the first); `label` is the URL as logs may show it, without
-    userinfo and query, and `host` its host.
+    userinfo and query, and `host` its host.  `members` belongs to whoever writes log lines.
     """
 
     __slots__ = (
@@ -87,6 +87,7 @@ class TargetState:
         "host",
         "label",
         "latency",
+        "members",
         "probe",
         "ramp_from",
         "target",
@@ -96,6 +97,7 @@ class TargetState:
     def __init__(self, target: Target) -> None:
         self.target = target
         self.label, self.host = _shown(target.url)
+        self.members = b""
         self.current = 0
         self.failures = 0
         self.ejections = 0

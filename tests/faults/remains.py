@@ -14,7 +14,7 @@ from service.core import ladder
 from tests.faults.ledger import REJECTED, Ledger, Place
 
 IDLE: Final = 5.0
-EMPTY_PASSES: Final = 3
+EMPTY_PASSES: Final = 2
 PAUSE: Final = 0.4
 """Between two passes: a message on its way from one level to the next is in neither for a moment."""
 

@@ -36,13 +36,17 @@ class Plan:
     seed: int
     times: int | None = None
 
+    def times_of(self, scenario: type[Scenario]) -> int:
+        """Return how often a scenario strikes in this run."""
+        return scenario.times.of(self.form) if self.times is None else self.times
+
 
 def run_on(root: Path, plan: Plan, tell: Tell) -> tuple[list[Row], list[str]]:
     """Run a plan on the RabbitMQ below `root`; returns the rows, and what could not be run."""
     rows: list[Row] = []
     failures: list[str] = []
     for host in Host:
-        wanted = [scenario for scenario in plan.scenarios if scenario.host is host]
+        wanted = [one for one in plan.scenarios if one.host is host and plan.times_of(one)]
         if not wanted:
             continue
         try:
@@ -74,7 +78,7 @@ def ordinary_tests(root: Path, tell: Tell) -> str | None:
 def _play(
     scenario: type[Scenario], plan: Plan, broker: Node, urls: list[str], version: str, tell: Tell
 ) -> Row:
-    times = scenario.times.of(plan.form) if plan.times is None else plan.times
+    times = plan.times_of(scenario)
     # The name, not the place in the list: a scenario that is run alone does the same again.
     chance = random.Random(f"{plan.seed} {scenario.name}")
     row = asyncio.run(

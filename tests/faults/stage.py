@@ -7,7 +7,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -15,13 +15,14 @@ from typing import Any, Final, Protocol
 import aiohttp
 import orjson
 
+from service.broker.connection import TROUBLE
 from service.rabbitmq import PrivateBrokerError
 from tests.dispatcher import Station, write_subscriptions
 from tests.faults.guard import Guard
 from tests.faults.ledger import Ledger
 from tests.faults.load import Producer, Receivers, subscriptions
 from tests.faults.proxy import Proxy
-from tests.faults.remains import Remains
+from tests.faults.remains import Remains, depths
 from tests.faults.replica import Replica
 
 PREFETCH: Final = 24
@@ -33,6 +34,8 @@ PER_SESSION: Final = PREFETCH * WIDEST + PREFETCH
 PER_NODE: Final = 32 * 4
 """And because a node died: what the broker itself moves between the levels of the ladder, 32 a queue."""
 SETTLE_TIMEOUT: Final = 240.0
+QUIET_LOOKS: Final = 2
+"""A message on its way from one queue to the next is in neither for a moment."""
 HEARTBEAT: Final = 2
 
 
@@ -138,15 +141,18 @@ class Stage:
         async def is_quiet() -> bool:
             nonlocal quiet
             quiet = quiet + 1 if await self._is_quiet() else 0
-            if quiet < 3:
-                await asyncio.sleep(0.3)
-            return quiet >= 3
+            return quiet == QUIET_LOOKS
 
         await self.until(is_quiet, "every queue that is worked on gets empty", SETTLE_TIMEOUT)
 
     async def _is_quiet(self) -> bool:
         for replica in self.replicas:
             if replica.runs and await _in_flight(replica):
+                return False
+        # Cheap, and without what is under way; then dear, with it.
+        with suppress(*TROUBLE):
+            if any((await depths(self.broker.url, self.remains.busy)).values()):
+                await asyncio.sleep(0.1)
                 return False
         try:
             told = await asyncio.to_thread(self.broker.ctl, "list_queues", "name", "messages")

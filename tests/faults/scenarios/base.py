@@ -25,7 +25,7 @@ class Host(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """How often a scenario strikes, by the form of the run."""
+    """How often a scenario strikes, by the form of the run; 0: it is left out."""
 
     full: int
     quick: int

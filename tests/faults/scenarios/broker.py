@@ -16,7 +16,7 @@ class NodeKilled(Scenario):
 
     name = "node-killed"
     what = "RabbitMQ killed (SIGKILL) and started again"
-    times = Times(15, 2, 1)
+    times = Times(15, 2)
     direct = True
 
     async def strike(self, stage: Stage, number: int) -> None:
@@ -37,7 +37,7 @@ class NodeRestarted(Scenario):
 
     name = "node-restarted"
     what = "RabbitMQ stopped in order and started again"
-    times = Times(6, 1, 1)
+    times = Times(6, 0)
     direct = True
 
     async def strike(self, stage: Stage, number: int) -> None:
@@ -55,7 +55,7 @@ class BothKilled(Scenario):
 
     name = "both-killed"
     what = "RabbitMQ and the dispatcher killed, started in any order"
-    times = Times(8, 1, 1)
+    times = Times(8, 1)
     direct = True
 
     async def strike(self, stage: Stage, number: int) -> None:
@@ -78,7 +78,7 @@ class MemoryAlarm(Scenario):
 
     name = "memory-alarm"
     what = "memory alarm raised and cleared"
-    times = Times(12, 2, 1)
+    times = Times(12, 2)
     direct = True
 
     async def strike(self, stage: Stage, number: int) -> None:
@@ -115,7 +115,7 @@ class QueueDeleted(Scenario):
 
     name = "queue-deleted"
     what = "queue deleted under its consumer"
-    times = Times(20, 3, 1)
+    times = Times(20, 2)
     direct = True
 
     async def strike(self, stage: Stage, number: int) -> None:
@@ -138,7 +138,7 @@ class IdleQueueDeleted(Scenario):
 
     name = "empty-queue-deleted"
     what = "empty queue deleted under its consumer"
-    times = Times(10, 1, 1)
+    times = Times(10, 0)
     direct = True
 
     async def strike(self, stage: Stage, number: int) -> None:

@@ -23,7 +23,7 @@ class MemberKilled(Scenario):
 
     name = "member-killed"
     what = "3-node cluster, one node killed (each in turn, and the intake's leader)"
-    times = Times(12, 2, 1)
+    times = Times(12, 2)
     host = Host.CLUSTER
     direct = True
 
@@ -50,7 +50,7 @@ class RollingRestart(Scenario):
 
     name = "rolling-restart"
     what = "3-node cluster, rolling restart"
-    times = Times(3, 1, 1)
+    times = Times(3, 1)
     host = Host.CLUSTER
     direct = True
 

@@ -35,7 +35,7 @@ class Cut(Scenario):
 
     name = "cut"
     what = "connection cut in the middle of a frame"
-    times = Times(60, 10, 2)
+    times = Times(60, 8)
 
     async def strike(self, stage: Stage, number: int) -> None:
         [replica] = stage.replicas
@@ -71,7 +71,7 @@ class HalfOpen(Scenario):
 
     name = "half-open"
     what = "connection half open (packets swallowed, no reset)"
-    times = Times(12, 2, 1)
+    times = Times(12, 1)
 
     async def strike(self, stage: Stage, number: int) -> None:
         [replica] = stage.replicas
@@ -100,7 +100,7 @@ class Slow(Scenario):
 
     name = "slow"
     what = "connection slow (latency up to 0.3 s, 30 kB/s)"
-    times = Times(8, 1, 1)
+    times = Times(8, 1)
 
     async def strike(self, stage: Stage, number: int) -> None:
         [replica] = stage.replicas
@@ -118,7 +118,7 @@ class ChannelClosed(Scenario):
 
     name = "channel-closed"
     what = "channel closed by the broker"
-    times = Times(40, 4, 1)
+    times = Times(40, 4)
 
     async def strike(self, stage: Stage, number: int) -> None:
         [replica] = stage.replicas
@@ -140,7 +140,7 @@ class ConsumerCancelled(Scenario):
 
     name = "consumer-cancelled"
     what = "consumer cancelled by the broker"
-    times = Times(40, 4, 1)
+    times = Times(40, 4)
 
     async def strike(self, stage: Stage, number: int) -> None:
         [replica] = stage.replicas
@@ -158,7 +158,7 @@ class DrainWithoutBroker(Scenario):
 
     name = "drain-disconnected"
     what = "SIGTERM while the connection is lost or coming back"
-    times = Times(30, 4, 1)
+    times = Times(30, 4)
 
     async def strike(self, stage: Stage, number: int) -> None:
         replica = stage.replicas[-1]

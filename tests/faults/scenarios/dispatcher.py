@@ -15,7 +15,7 @@ class KilledAnyTime(Scenario):
 
     name = "dispatcher-killed"
     what = "dispatcher killed (SIGKILL) at a random instant"
-    times = Times(50, 6)
+    times = Times(50, 5)
     direct = True
 
     async def strike(self, stage: Stage, number: int) -> None:
@@ -34,7 +34,7 @@ class KilledAfterConfirm(Scenario):
 
     name = "killed-before-ack"
     what = "dispatcher killed between a confirm and the ack"
-    times = Times(25, 4, 1)
+    times = Times(25, 4)
 
     async def strike(self, stage: Stage, number: int) -> None:
         replica = stage.replicas[-1]
@@ -63,7 +63,7 @@ class KilledInReload(Scenario):
 
     name = "killed-in-reload"
     what = "dispatcher killed while it takes up changed subscriptions"
-    times = Times(25, 3, 1)
+    times = Times(25, 3)
     direct = True
 
     async def strike(self, stage: Stage, number: int) -> None:
@@ -99,7 +99,7 @@ class KilledInDrain(Scenario):
 
     name = "killed-in-drain"
     what = "dispatcher killed while it drains"
-    times = Times(25, 3, 1)
+    times = Times(25, 3)
     direct = True
 
     async def strike(self, stage: Stage, number: int) -> None:
@@ -122,7 +122,7 @@ class Drained(Scenario):
 
     name = "drained"
     what = "dispatcher stopped by SIGTERM and started again"
-    times = Times(25, 3, 1)
+    times = Times(25, 3)
     direct = True
 
     async def strike(self, stage: Stage, number: int) -> None:
@@ -141,7 +141,7 @@ class OneOfTwoKilled(Scenario):
 
     name = "one-of-two-killed"
     what = "two replicas, one killed"
-    times = Times(30, 4, 1)
+    times = Times(30, 4)
     direct = True
 
     async def begin(self, stage: Stage) -> None:
