@@ -3,7 +3,7 @@
 A scenario is run to rest once without a fault, and its steps are counted: each publish before it is
 sent and before its confirm comes, each attempt before its target has it and before it is answered, each
 ack before and after it arrives.  Then it is run again with each kind of fault at each step, small ones
-with each pair of faults.  After a crash a fresh process goes on over the same broker.
+with each pair of the harder kinds.  After a crash a fresh process goes on over the same broker.
 
 The law, for each event and each subscription that wants it (a *pair*):
 
@@ -121,6 +121,7 @@ class Scenario:
     chapters: Sequence[Callable[["Course"], Coroutine[Any, Any, None]]] = ()
     either: Sequence[Pair] = ()
     resume: float | None = None
+    attempts: int = 50
     slow: int = 12
     way_in: tuple[str, str] | None = None
     patches: Sequence[tuple[object, str, object]] = ()
@@ -237,7 +238,8 @@ class Course(World):
 
     def _start(self) -> Process:
         self._lives += 1
-        return Process(self, f"{DISPATCHER}{self._lives}", slow=self.scenario.slow)
+        bounds = {"attempts": self.scenario.attempts, "slow": self.scenario.slow}
+        return Process(self, f"{DISPATCHER}{self._lives}", **bounds)
 
     async def _at(self, step: str, owner: str) -> Verdict:
         if owner in self._down:
@@ -494,6 +496,12 @@ SCENARIOS = [
         patches=[(health, "FAILURES_TO_EJECT", 1)],
     ),
     Scenario(
+        "a lane without room for more than one attempt, whose target is ejected",
+        [subscription("a")], {(name, "a"): DELIVERED for name in (FIRST, SECOND, THIRD)},
+        {url("a"): [BROKEN, OK]}, [event(name) for name in (FIRST, SECOND, THIRD)],
+        attempts=1, patches=[(health, "FAILURES_TO_EJECT", 1)],
+    ),
+    Scenario(
         "a throttled target", [subscription("a", Target(url("a"), max_in_flight=1))],
         {(name, "a"): DELIVERED for name in (FIRST, SECOND)},
         {url("a"): [BUSY, OK]}, [event(FIRST), event(SECOND)],
@@ -659,7 +667,7 @@ def test_a_dead_letter_beside_a_delivery_takes_a_fault_between_the_dead_letter_a
     assert both == ["publish.stored", "ack"]
 
 
-def test_a_message_that_kills_whoever_handles_it_ends_as_poison(monkeypatch):
+def test_a_message_that_kills_whoever_handles_it_ends_as_poison():
     scenario = one("kills", Ending.REJECTED, OK)
     course = play(scenario, lambda _, step: Fault.CRASH if step == "attempt" else None)
     check(course)
