@@ -13,7 +13,7 @@ from service.core.delivery import DeferCause
 from service.core.health import TargetState, Unavailable
 from service.states import SubscriptionState
 
-WAIT_EXPECTED = 0.5
+WAIT_EXPECTED = 2.0
 """Seconds that the last in line may expect to wait in memory for a busy target."""
 
 
@@ -44,7 +44,11 @@ class Budget:
         """Give it back, and let the first in line go on."""
         self.in_use -= 1
         self.slow_in_use -= slow
-        while self._waiters:
+        self.pass_on()
+
+    def pass_on(self) -> None:
+        """Let the first in line go on, where there is room; also for one that did not take its turn."""
+        while self._waiters and self.in_use < self.limit:
             waiter = self._waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)

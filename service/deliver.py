@@ -41,15 +41,15 @@ from service.report import Reporter
 from service.states import States, SubscriptionState
 
 BODY_START_KEPT = 256
-WAIT_LIMIT = 1.0
+WAIT_LIMIT = 3.0
 """Seconds that a delivery waits in memory for a busy target before it is put off after all."""
 ROUND_LIMIT = 1200.0
 """Seconds after which a round has no further failover: RabbitMQ takes a message back after 30 min."""
 EARLY = 1.5
 """A delivery that comes back this many seconds before its time has another trip to make."""
 
-UNKNOWN_DEFERRALS = 4
-"""Deferrals (5, 10, 20, 40 s) before a subscription that nobody here knows counts as removed."""
+UNKNOWN_DEFERRALS = 3
+"""Deferrals (10, 20, 40 s) before a subscription that nobody here knows counts as removed."""
 
 DELIVERED = Delivered()
 
@@ -193,17 +193,22 @@ class Deliverer:
         state, deadline = run.state, 0.0
         behind_others = state.waiting > 0
         while True:
-            if budget.in_use >= budget.limit:
+            crowded = budget.in_use >= budget.limit
+            if crowded:
                 await budget.room()
             now = self._clock.monotonic()
             found = budget.open_to(state, now)
+            if isinstance(found, list) and not behind_others:
+                return await self._begin(run, found, budget, work, now)
+            if crowded:
+                budget.pass_on()
             if isinstance(found, list):
-                if not behind_others:
-                    return await self._begin(run, found, budget, work, now)
                 found = Unavailable(DeferCause.SATURATED, now)
             deadline = deadline or now + WAIT_LIMIT
-            if not worth_waiting(state, found, now) or not await state.wait(deadline - now):
+            if now >= deadline or not worth_waiting(state, found, now):
+                state.wake()  # what holds for this one may hold for those in line
                 return self._refuse(run, found, budget, now)
+            await state.wait(deadline - now)
             behind_others = False
 
     async def _begin(
@@ -332,7 +337,7 @@ class Deliverer:
         match decision:
             case Retry(at=at):
                 return await self._outbox.put_off(
-                    replace(delivery, round=delivery.round + 1, deferrals=0, not_before=at), at
+                    replace(delivery, round=delivery.round + 1, not_before=at), at
                 )
             case Defer(at=at):
                 if expires(delivery, subscription.retry, at):

@@ -348,7 +348,7 @@ class FakeConnection:
         self.url = url
         self.name = name
         self.channels: list[FakeChannel] = []
-        self.reader = SimpleNamespace(sinks={}, bounds={})
+        self.reader = SimpleNamespace(sinks={}, bounds={}, forget=lambda *_: None)
         self.transport = DeliveryTransport()
         self.transport.reader = self.reader  # type: ignore[assignment]
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -35,8 +35,8 @@ def test_the_schedule_is_spent_after_its_last_delay():
     assert retry_delay(policy, 3, 0.0) is None
 
 
-def test_deferrals_double_from_five_seconds_to_half_an_hour_and_wait_for_the_probe():
-    assert [ejected_delay(n, 0.0, 0.0) for n in range(4)] == [5.0, 10.0, 20.0, 40.0]
+def test_deferrals_double_from_ten_seconds_to_half_an_hour_and_wait_for_the_probe():
+    assert [ejected_delay(n, 0.0, 0.0) for n in range(4)] == [10.0, 20.0, 40.0, 80.0]
     assert ejected_delay(50, 0.0, 0.0) == 1800.0
     assert ejected_delay(0, 30.0, 0.0) == 30.0
 

@@ -93,6 +93,13 @@ class DeliveryReader:
         self.sinks: dict[int, Sink] = {}
         self.bounds: dict[int, int] = {}
 
+    def forget(self, channel: int, sink: Sink) -> None:
+        """Let go of a channel that is closed, unless its number has another sink by now."""
+        if self.sinks.get(channel) is sink:
+            del self.sinks[channel]
+            self.bounds.pop(channel, None)
+            self._partial.pop(channel, None)
+
     def at_eof(self) -> bool:
         """Tell whether nothing more will come."""
         return self._at >= len(self._buffer) and self._reader.at_eof()
@@ -334,10 +341,12 @@ async def consume(
     consumer tag, to cancel by.
     """
     await channel.basic_qos(prefetch_count=prefetch)
-    reader = _readers[channel.connection]
-    reader.sinks[channel.number] = sink
+    reader, number = _readers[channel.connection], channel.number
+    reader.sinks[number] = sink
+    # The sink leads back to the connection: without this neither would ever be freed.
+    channel.closing.add_done_callback(lambda _: reader.forget(number, sink))
     if largest is not None:
-        reader.bounds[channel.number] = largest
+        reader.bounds[number] = largest
     consuming = await channel.basic_consume(queue, _never)
     return consuming.consumer_tag or ""
 

@@ -121,7 +121,12 @@ class ParkedQueue:
                     break
                 left -= len(chunk)
                 moved = [self._move(channel, message, chosen, route) for message in chunk]
-                done += sum(await asyncio.gather(*moved))
+                # All of them come to their end: one that fails must not leave others confirmed, unacked.
+                ends = await asyncio.gather(*moved, return_exceptions=True)
+                for end in ends:
+                    if isinstance(end, BaseException):
+                        raise end
+                    done += end
         finally:
             await channel.close()
         return done

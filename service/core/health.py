@@ -46,10 +46,13 @@ class Unavailable:
 
 
 def is_health_failure(outcome: Outcome) -> bool:
-    """Tell whether an outcome counts against the target: transport errors, 5xx and 429 do."""
+    """Tell whether an outcome counts against the target.
+
+    Transport errors, 5xx and 429 do, and any other failure by which the target asks for a pause.
+    """
     match outcome:
-        case Answered(status=status):
-            return status >= 500 or status == 429
+        case Answered(status=status, retry_after=asked):
+            return status >= 500 or status == 429 or (status >= 300 and bool(asked))
         case Failed():
             return not _is_ours(outcome)
         case Forbidden():
@@ -136,7 +139,7 @@ class TargetState:
             if now < self.ejected_until:
                 return Unavailable(DeferCause.EJECTED, self.ejected_until)
             if self.probe is not None:
-                return Unavailable(DeferCause.EJECTED, now + 1.0)
+                return Unavailable(DeferCause.EJECTED, now + EJECTION_BASE)
         if now < self.throttled_until:
             return Unavailable(DeferCause.THROTTLED, self.throttled_until)
         if len(self._starts) >= self.target.max_in_flight:

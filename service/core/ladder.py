@@ -12,14 +12,14 @@ LEVELS = 17
 MAX_DELAY: int = 2**LEVELS - 1
 """The longest delay of one trip, in seconds (36.4 h); a longer one takes several trips."""
 
-_SPARED_BITS_FROM = 6
+_SPARED_BITS_FROM = 8
 
 
 def seconds_for(delay: float) -> int:
     """Return the whole seconds for which a delay goes up the ladder; rounded up, at most MAX_DELAY.
 
     Each set bit is a hop, so the low bits of a long delay are rounded away: never early, and late by
-    at most 3 %.
+    less than 1 %.
     """
     whole = min(max(0, math.ceil(delay)), MAX_DELAY)
     spare = max(0, whole.bit_length() - _SPARED_BITS_FROM)

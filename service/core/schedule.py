@@ -7,7 +7,7 @@ from service.core.subscription import RetryPolicy
 
 SLOT_MIN = 1.0
 SLOT_MAX = 600.0
-EJECTED_BASE = 5.0
+EJECTED_BASE = 10.0
 EJECTED_MAX = 1800.0
 RETRY_AFTER_MAX = 86400.0
 
@@ -22,7 +22,7 @@ def retry_delay(policy: RetryPolicy, round_number: int, jitter: float) -> float 
 def ejected_delay(deferrals: int, until_probe: float, jitter: float) -> float:
     """Return how long to put off a delivery whose targets are all out of the rotation.
 
-    Not before the next probe, and doubling from 5 s to 30 min with each deferral of the same delivery,
+    Not before the next probe, and doubling from 10 s to 30 min with each deferral of the same delivery,
     so that a backlog of an hours-long outage costs the broker little.  The jitter only adds, so that
     the probe is never missed by a little.
     """
