@@ -8,10 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from service.broker.connection import TROUBLE
+from service.errors import BrokerError
 from tests.faults.ledger import Account, Place
 from tests.faults.scenarios.base import Scenario
 from tests.faults.stage import HangError, Node, Stage, stage
 
+START_TIMEOUT: Final = 120.0
+READ_TIMEOUT: Final = 120.0
 RATE: Final = 80.0
 """Events a second: steady, and far below what saturates a small machine."""
 
@@ -88,9 +92,11 @@ async def play(
                 await scenario.strike(it, number)
                 done += 1
                 tell(f"{scenario.name} {done}/{times}: {it.ledger.delivered} delivered")
-        except (HangError, AssertionError, OSError) as error:
+        except (HangError, AssertionError, OSError, BrokerError) as error:
             problems.append(f"strike {done + 1}: {_told(error)}")
+            tell(problems[-1])
         it.proxy.reset()
+        await asyncio.to_thread(broker.start, START_TIMEOUT)
         problems += await _end(it)
         account = it.ledger.account()
         problems += it.problems
@@ -135,7 +141,11 @@ async def _end(it: Stage) -> list[str]:
                 continue
             if status != 0:
                 problems.append(f"SIGTERM: exit status {status}, {replica.stderr[-500:]}")
-    await it.remains.take_all(it.broker.url, it.ledger)
+    try:
+        async with asyncio.timeout(READ_TIMEOUT):
+            await it.remains.take_all(it.broker.url, it.ledger)
+    except TROUBLE as error:
+        problems.append(f"what is left could not be read: {_told(error)}")
     return problems
 
 

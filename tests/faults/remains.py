@@ -78,8 +78,9 @@ class Remains:
                         message = await inbox.get()
                     self._enter(place, message, ledger)
                     taken, last = taken + 1, _tag(message)
-            # One ack for all: of many the broker may still hold some back when the channel closes.
-            await channel.basic_ack(last, multiple=True)
+            if taken:
+                # One ack for all: of many the broker may hold some back when the channel closes.
+                await channel.basic_ack(last, multiple=True)
         await channel.close()
         return taken
 
