@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 import orjson
+from aiormq.exceptions import AMQPChannelError
 
 from service.broker.connection import TROUBLE, Address
 from service.broker.parked import Parked, ParkedQueue, Place, connected
@@ -175,6 +176,8 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     except TROUBLE as error:
         if isinstance(error, DispatcherError):
             raise
+        if isinstance(error, AMQPChannelError):
+            raise BrokerError(f"the broker refuses: {error}") from error
         raise BrokerError(f"the broker is gone ({type(error).__name__}): try again") from error
 
 
