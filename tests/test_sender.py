@@ -247,11 +247,13 @@ async def test_the_start_of_the_body_is_kept_escaped_and_cut(body: bytes, start:
     [
         ("120", 120, 120),
         ("-3", 0, 0),
-        (formatdate(time.time() + 600, usegmt=True), 500, 600),
+        ("in 600 s", 590, 600),
         ("Sun Nov  6 08:49:37 1994", 0, 0),
     ],
 )
 async def test_retry_after_is_read(header: str, low: int, high: int) -> None:
+    if header == "in 600 s":  # the date is that of the test, not of its collection
+        header = formatdate(time.time() + 600, usegmt=True)
     answer = Answer(503, headers=(("Retry-After", header),))
     async with Recorder(answer=lambda _: answer) as receiver:
         outcome = await attempt(receiver.url)
