@@ -276,12 +276,12 @@ async def test_a_saturated_target_takes_the_rest_later_and_each_once(it):
         dispatcher = await it.dispatcher(
             subscription("s", {"url": receiver.url, "max_in_flight": 2})
         )
-        for number in range(12):
+        for number in range(40):
             await publish(it, "order.shipped", {"n": number})
-        await receiver.wait_for(12, 30)
-        await dispatcher.line("attempt.succeeded", 12)
+        await receiver.wait_for(40, 40)
+        await dispatcher.line("attempt.succeeded", 40)
         assert dispatcher.of("delivery.deferred", cause="saturated")
-    assert sorted(request.json()["data"]["n"] for request in receiver.requests) == list(range(12))
+    assert sorted(request.json()["data"]["n"] for request in receiver.requests) == list(range(40))
 
 
 async def test_a_rate_limit_spreads_deliveries(it):

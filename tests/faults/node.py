@@ -4,7 +4,7 @@ from typing import Final
 
 from service.rabbitmq import PrivateBroker
 
-CONFIRM_TIMEOUT: Final = 20
+CONFIRM_TIMEOUT: Final = 10
 """Seconds.
 
 What a quorum queue dead-letters at least once (here: each step of the delay ladder) and nobody confirms,

@@ -118,7 +118,7 @@ class ChannelClosed(Scenario):
 
     name = "channel-closed"
     what = "channel closed by the broker"
-    times = Times(40, 4)
+    times = Times(40, 3)
 
     async def strike(self, stage: Stage, number: int) -> None:
         [replica] = stage.replicas
@@ -140,7 +140,7 @@ class ConsumerCancelled(Scenario):
 
     name = "consumer-cancelled"
     what = "consumer cancelled by the broker"
-    times = Times(40, 4)
+    times = Times(40, 3)
 
     async def strike(self, stage: Stage, number: int) -> None:
         [replica] = stage.replicas

@@ -15,7 +15,7 @@ class KilledAnyTime(Scenario):
 
     name = "dispatcher-killed"
     what = "dispatcher killed (SIGKILL) at a random instant"
-    times = Times(50, 5)
+    times = Times(50, 4)
     direct = True
 
     async def strike(self, stage: Stage, number: int) -> None:
