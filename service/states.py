@@ -40,6 +40,9 @@ class SubscriptionState:
     @property
     def waiting(self) -> int:
         """Return how many deliveries wait for a target of this subscription to have room."""
+        # Those that gave up go first, as they came first; taking each out at once would walk the line.
+        while self._waiters and self._waiters[0].done():
+            self._waiters.popleft()
         return len(self._waiters)
 
     async def wait(self, seconds: float) -> bool:
@@ -52,8 +55,6 @@ class SubscriptionState:
             return await waiter
         finally:
             timer.cancel()
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
 
     def wake(self) -> None:
         """Let the first in line look again."""
