@@ -26,7 +26,34 @@ class Budget:
     slow_limit: int
     in_use: int = 0
     slow_in_use: int = 0
+    begun: int = 0
     _waiters: deque[asyncio.Future[None]] = field(default_factory=deque, repr=False)
+    _outside: deque[asyncio.Future[None]] = field(default_factory=deque, repr=False)
+
+    async def admission(self) -> None:
+        """Wait, in line, until few enough deliveries have begun and not ended.
+
+        An event is read only then: at a fan-out of ten a full prefetch would otherwise be ten thousand
+        tasks that wait for each other, which cost a third of the CPU.
+        """
+        while self.begun >= 2 * self.limit:
+            waiter = asyncio.get_running_loop().create_future()
+            self._outside.append(waiter)
+            await waiter
+
+    def admit(self, deliveries: int) -> None:
+        """Note that so many deliveries begin."""
+        self.begun += deliveries
+
+    def dismiss(self, deliveries: int) -> None:
+        """Note that so many deliveries have ended, and admit who waits outside."""
+        self.begun -= deliveries
+        room = 2 * self.limit - self.begun
+        while room > 0 and self._outside:
+            waiter = self._outside.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                room -= 1
 
     async def room(self) -> None:
         """Wait, in line, until the lane may make another attempt."""

@@ -129,6 +129,9 @@ class Dispatcher:
         if message.left_out:
             await self._turn_away(message)
             return
+        await self._intake.admission()
+        if message.lost:
+            return
         try:
             event, wanting = self._read(message)
         except EventRejected as rejection:
@@ -185,22 +188,31 @@ class Dispatcher:
         work: Sequence[tuple[Delivery, Subscription | None]],
         budget: Budget,
     ) -> None:
+        budget.admit(len(work))
+        try:
+            durable = await self._carry(message, work, budget)
+        finally:
+            budget.dismiss(len(work))
+        if durable:
+            message.ack()
+
+    async def _carry(
+        self,
+        message: Message,
+        work: Sequence[tuple[Delivery, Subscription | None]],
+        budget: Budget,
+    ) -> bool:
+        """Run all rounds at once; True when everything owed is durable."""
         prepared = Prepared(work[0][0].event, self._render)
         carry = self._deliverer.carry
         if len(work) == 1:
             delivery, subscription = work[0]
-            durable = await carry(delivery, subscription, prepared, budget, message)
-        else:
-            durable = all(
-                await asyncio.gather(
-                    *(
-                        carry(delivery, subscription, prepared, budget, message)
-                        for delivery, subscription in work
-                    )
-                )
-            )
-        if durable:
-            message.ack()
+            return await carry(delivery, subscription, prepared, budget, message)
+        rounds = (
+            carry(delivery, subscription, prepared, budget, message)
+            for delivery, subscription in work
+        )
+        return all(await asyncio.gather(*rounds))
 
     async def _split(self, message: Message, event: Event, wanting: Sequence[Subscription]) -> None:
         delivery = Delivery(event=event, subscription_id="", created_at=self._clock.now())
