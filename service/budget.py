@@ -34,7 +34,7 @@ class Budget:
         """Wait, in line, until few enough deliveries have begun and not ended.
 
         An event is read only then: at a fan-out of ten a full prefetch would otherwise be ten thousand
-        tasks that wait for each other, which cost a third of the CPU.
+        tasks that wait for each other, which cost a fifth of the CPU.
         """
         while self.begun >= 2 * self.limit:
             waiter = asyncio.get_running_loop().create_future()

@@ -131,6 +131,7 @@ class Dispatcher:
             return
         await self._intake.admission()
         if message.lost:
+            self._intake.dismiss(0)  # the next in line may have the room
             return
         try:
             event, wanting = self._read(message)
@@ -235,7 +236,8 @@ class Dispatcher:
         rejection = EventRejected("too_large", size)
         rejection.event_id = _given_id(message)
         await message.turn_away()
-        self._note_rejected(message, rejection)
+        if not message.lost:
+            self._note_rejected(message, rejection)
 
     def _note_rejected(self, message: Message, rejection: EventRejected) -> None:
         self._meter.rejected(rejection.reason)

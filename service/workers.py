@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Final
 
 import aiohttp
@@ -45,6 +45,7 @@ class Worker:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._process: asyncio.subprocess.Process | None = None
         self._lifeline = -1
+        self._unwanted = False
 
     @property
     def url(self) -> str:
@@ -64,13 +65,16 @@ class Worker:
             )
         finally:
             os.close(reader)
+        if self._unwanted:  # told to end while it was being started
+            self._process.terminate()
         try:
             return await self._process.wait()
         finally:
             os.close(self._lifeline)
 
     def terminate(self) -> None:
-        """Ask it to drain."""
+        """Ask it to drain, for good."""
+        self._unwanted = True
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
 
@@ -95,7 +99,7 @@ class Workers:
         self._settings = settings
         self._log = log
         self._clock = clock
-        self._stopping = False
+        self._stop = asyncio.Event()
 
     async def run(self) -> None:
         """Keep the workers running until a signal says stop; then drain them all."""
@@ -112,7 +116,7 @@ class Workers:
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait([*keeping, stopping], return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
-            self._stopping = True
+            self._stop.set()
             for worker in self._workers:
                 worker.terminate()
             await asyncio.wait(keeping, timeout=self._settings.drain_timeout + GRACE)
@@ -127,13 +131,13 @@ class Workers:
     async def _keep(self, worker: Worker) -> bool:
         """Start the worker, and start it again whenever it ends; True when it can never start."""
         pause, first = RESTART_FIRST, True
-        while not self._stopping:
+        while not self._stop.is_set():
             started = self._clock.monotonic()
             status = await worker.run_once()
             if first and status == BAD_CONFIGURATION:
                 return True
             first = False
-            if self._stopping:
+            if self._stop.is_set():
                 break
             if self._clock.monotonic() - started > STEADY_AFTER:
                 pause = RESTART_FIRST
@@ -143,7 +147,8 @@ class Workers:
                 status=status,
                 next_attempt_at=rfc3339(self._clock.now() + pause),
             )
-            await asyncio.sleep(pause)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), pause)
             pause = min(pause * 2, RESTART_MAX)
         return False
 

@@ -12,12 +12,13 @@ import pika  # type: ignore[import-untyped]
 import pytest
 from aiormq.abc import AbstractConnection
 
+from service.broker import connection as supervised
 from service.broker import topology
 from service.broker.connection import Address, Broker, open_connection
 from service.broker.consumer import Handler, Lane, Message
 from service.broker.publisher import Confirmed, Publisher, Unconfirmed
 from service.clock import SystemClock
-from service.errors import TopologyError
+from service.errors import ConfigurationError, TopologyError
 
 
 class Lines:
@@ -57,6 +58,7 @@ class Rig:
     lane: Lane
     publisher: Publisher
     log: Lines
+    running: "asyncio.Task[None]"
     got: list[Message] = field(default_factory=list)
 
 
@@ -94,7 +96,7 @@ async def rig(
     )
     running = asyncio.create_task(broker.run())
     try:
-        yield Rig(wanted, broker, lane, publisher, log, got)
+        yield Rig(wanted, broker, lane, publisher, log, running, got)
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
@@ -198,7 +200,7 @@ async def test_an_unfinished_message_does_not_hold_up_the_acks_behind_it(
         await send(amqp_url, events_exchange, *numbered(200))
         await until(lambda: len(done) == 199)
         await it.lane.drained()
-    assert await depth(amqp_url, f"{prefix}.intake") == 1
+    await until(lambda: depth_is(amqp_url, f"{prefix}.intake", 1))
 
 
 async def test_no_more_than_the_prefetch_is_ever_in_flight(amqp_url, prefix, events_exchange):
@@ -352,6 +354,56 @@ async def test_the_broker_may_die_and_come_back(node, amqp_url, prefix, events_e
         await until(lambda: it.broker.consuming, 60)
         await send(amqp_url, events_exchange, b"1")
         await until(lambda: it.got)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        asyncio.CancelledError(),
+        ConfigurationError("the CA file is gone"),
+        ZeroDivisionError("a fault of a library"),
+    ],
+    ids=lambda trouble: type(trouble).__name__,
+)
+@pytest.mark.parametrize("where", ["open_connection", "_watch_blocked"])
+async def test_nothing_about_the_broker_ends_the_supervisor(
+    amqp_url, prefix, events_exchange, monkeypatch, trouble, where
+):
+    place = supervised if where == "open_connection" else Broker
+    usual = getattr(place, where)
+    met: list[BaseException] = []
+
+    async def fails_once(*arguments: Any) -> Any:
+        if not met:
+            met.append(trouble)
+            raise trouble
+        return await usual(*arguments)
+
+    monkeypatch.setattr(place, where, fails_once)
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.log.of("broker.disconnected"))
+        await until(lambda: it.broker.consuming)
+        await send(amqp_url, events_exchange, b"1")
+        await until(lambda: it.got)
+
+
+async def test_a_supervisor_that_is_cancelled_ends_even_while_it_closes(
+    amqp_url, prefix, events_exchange, monkeypatch
+):
+    closing = asyncio.Event()
+
+    async def never(*_: Any) -> None:
+        closing.set()
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(supervised, "_close", never)
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        session = await until(lambda: it.broker.consuming and it.broker._session)
+        session.fail("told to")
+        await closing.wait()
+        it.running.cancel()
+        await asyncio.wait([it.running], timeout=5)
+        assert it.running.cancelled()
 
 
 async def test_a_second_url_is_tried_when_the_first_does_not_answer(

@@ -11,8 +11,8 @@ The law here: nothing about the broker ends the process, and nothing waits for i
 import asyncio
 import random
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +39,26 @@ BLOCKED_POLL: Final = 1.0
 UNROUTED_POLL: Final = 30.0
 
 TROUBLE = (AMQPError, OSError, RuntimeError, TimeoutError, BrokerError)
+
+
+@contextmanager
+def broker_errors() -> Iterator[None]:
+    """Turn whatever goes wrong in talking to a broker into BrokerError; our own cancellation passes.
+
+    The library raises bare exceptions, and cancels what waits for it when a connection breaks, though
+    nobody has cancelled us: neither may end the supervisor.
+    """
+    try:
+        yield
+    except BrokerError:
+        raise
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise BrokerError("the connection broke") from error
+    except Exception as error:
+        raise BrokerError(_text(error)) from error
 
 
 @dataclass(slots=True)
@@ -106,10 +126,13 @@ class Session:
 
     async def close(self) -> None:
         """Close both connections, politely if they still answer."""
-        for connection in (self.consuming, self.publishing):
-            with suppress(*TROUBLE, asyncio.CancelledError):
-                async with asyncio.timeout(CLOSE_TIMEOUT):
-                    await connection.close()
+        await asyncio.gather(_close(self.consuming), _close(self.publishing))
+
+
+async def _close(connection: AbstractConnection) -> None:
+    with suppress(BrokerError), broker_errors():
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await connection.close()
 
 
 class Broker:
@@ -172,30 +195,32 @@ class Broker:
         if self._session is None:
             return
         for lane in self._lanes:
-            with suppress(*TROUBLE):
+            with suppress(BrokerError), broker_errors():
                 async with asyncio.timeout(CLOSE_TIMEOUT):
                     await lane.stop()
 
     async def _one_session(self) -> str:
         """Return why the session ended, or could not begin."""
-        session = None
         try:
-            session = await self._open()
-            self._session = session
-            watchers = [
-                asyncio.create_task(self._guard(session, watch))
-                for watch in (self._watch_blocked, self._watch_unrouted)
-            ]
-            try:
-                reason = await asyncio.shield(session.lost)
-            finally:
-                for watcher in watchers:
-                    watcher.cancel()
-        except TROUBLE as error:
-            reason = _text(error)
+            with broker_errors():
+                self._session = await self._open()
+                return await self._watched(self._session)
+        except BrokerError as error:
+            return str(error)
         finally:
-            await self._end(session)
-        return reason
+            await self._end(self._session)
+
+    async def _watched(self, session: Session) -> str:
+        """Watch over a session; returns why it was lost."""
+        watchers = [
+            asyncio.create_task(self._guard(session, watch))
+            for watch in (self._watch_blocked, self._watch_unrouted)
+        ]
+        try:
+            return await asyncio.shield(session.lost)
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
 
     async def _end(self, session: Session | None) -> None:
         self._session = None
@@ -212,7 +237,7 @@ class Broker:
         try:
             publishing = await open_connection(url, self._address, "webhook-dispatcher (publishes)")
         except BaseException:
-            await consuming.close()
+            await _close(consuming)
             raise
         session = Session(consuming, publishing)
         try:
@@ -240,9 +265,10 @@ class Broker:
 
     async def _guard(self, session: Session, watch: Callable[[Session], Awaitable[None]]) -> None:
         try:
-            await watch(session)
-        except TROUBLE as error:
-            session.fail(_text(error))
+            with broker_errors():
+                await watch(session)
+        except BrokerError as error:
+            session.fail(str(error))
 
     async def _watch_blocked(self, session: Session) -> None:
         """Notice alarms: the library tells of them only by what `ready` waits for."""

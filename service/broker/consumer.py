@@ -1,9 +1,8 @@
 """Lanes: messages in, acks out.
 
 A lane consumes one queue and works on each message in a task of its own, which outlives the channel: an
-HTTP request must not be cut off because a connection broke.  The law here:
-a message is settled once, on the channel it came from, and not at all when that channel is gone: the
-broker then delivers it again.
+HTTP request must not be cut off because a connection broke.  The law here: a message is settled once, on
+the channel it came from, and not at all when that channel is gone: the broker then delivers it again.
 
 Acks are batched (`multiple` up to the first unfinished tag); what is finished beyond an unfinished
 message is acked one by one, a few milliseconds later, so that one slow message never holds up the rest.
@@ -59,15 +58,15 @@ class Settler:
         """Give a message back to the broker, now."""
         if self.closed:
             return
-        self._open.remove(tag)
         await self._channel.basic_nack(tag, requeue=True, wait=False)
+        self._settled(tag)
 
     async def turn_away(self, tag: int) -> None:
         """Let the broker dead-letter a message, now."""
         if self.closed:
             return
-        self._open.remove(tag)
         await self._channel.basic_reject(tag, requeue=False, wait=False)
+        self._settled(tag)
 
     async def finish(self) -> None:
         """Send every ack that is due, and see it leave this process."""
@@ -75,6 +74,15 @@ class Settler:
             self._flush()
             if self._flushing is not None:
                 await asyncio.wait([self._flushing])
+
+    def _settled(self, tag: int) -> None:
+        """Forget a message whose settling is on its way.
+
+        Not before: while its frame waits for room, an ack of all up to a later tag could overtake it
+        and would ack this message too.
+        """
+        if not self.closed:
+            self._open.remove(tag)
 
     def _flush(self) -> None:
         if self._timer is not None:

@@ -243,7 +243,10 @@ def _properties(data: bytes) -> Basic.Properties:
 
 
 MAX_FIELDS: Final = 4096
-"""Fields of a message's headers, those inside of others included: each costs the loop some time."""
+"""Fields of a message's headers that are no texts, those inside of others included.
+
+Each costs the loop some time for few bytes; what texts cost is bounded by the size of the frame.
+"""
 
 
 def _table(data: bytes, at: int, room: list[int] | None = None) -> tuple[dict[str, Any], int]:
@@ -337,8 +340,9 @@ async def consume(
 ) -> str:
     """Let a queue's messages flow into `sink`, at most `prefetch` unacked (0: no bound).
 
-    A body of more than `largest` bytes is left out, so that it never fills memory.  The connection must have been opened with a `DeliveryTransport`; a channel has one sink.  Returns the
-    consumer tag, to cancel by.
+    A body of more than `largest` bytes is left out, so that it never fills memory.  The connection must
+    have been opened with a `DeliveryTransport`; a channel has one sink.  Returns the consumer tag, to
+    cancel by.
     """
     await channel.basic_qos(prefetch_count=prefetch)
     reader, number = _readers[channel.connection], channel.number

@@ -45,7 +45,6 @@ class Publisher:
         self._room = asyncio.Semaphore(MAX_UNCONFIRMED)
         self._channel: AbstractChannel | None = None
         self._on_failure: Callable[[str], None] = _ignore
-        self._closed = asyncio.Event()
         self.blocked = False
 
     def use(self, channel: AbstractChannel, on_failure: Callable[[str], None]) -> None:

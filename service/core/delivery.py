@@ -5,7 +5,6 @@ a *decision* is what happens next.  Both are closed unions: callers match them a
 `assert_never`.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import assert_never
@@ -254,11 +253,3 @@ def describe(outcome: Outcome) -> tuple[int | None, str | None]:
             return None, f"forbidden: {detail}"
         case _:
             assert_never(outcome)
-
-
-def longest_retry_after(outcomes: Iterable[Outcome]) -> float:
-    """Return the longest Retry-After that any of the outcomes asked for, in seconds."""
-    return max(
-        (o.retry_after or 0.0 for o in outcomes if isinstance(o, Answered) and o.status >= 300),
-        default=0.0,
-    )

@@ -1,0 +1,77 @@
+"""What has been settled one way is never settled another: no ack overtakes a message turned away."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from service.broker.consumer import Settler
+from tests.test_broker import until
+
+
+class Channel:
+    """Takes acks at once; lets a message be given back only when `room` is there.
+
+    As a connection does whose queue of frames is full just then.
+    """
+
+    def __init__(self) -> None:
+        self.room = asyncio.Event()
+        self.frames: list[tuple[Any, ...]] = []
+
+    async def basic_ack(self, tag: int, *, multiple: bool, wait: bool) -> None:
+        self.frames.append(("ack", tag, multiple))
+
+    async def basic_reject(self, tag: int, *, requeue: bool, wait: bool) -> None:
+        await self.room.wait()
+        self.frames.append(("reject", tag))
+
+    async def basic_nack(self, tag: int, *, requeue: bool, wait: bool) -> None:
+        await self.room.wait()
+        self.frames.append(("nack", tag))
+
+
+@pytest.mark.parametrize(("way", "frame"), [("turn_away", "reject"), ("requeue", "nack")])
+async def test_no_ack_of_many_overtakes_a_message_given_back(way, frame):
+    channel = Channel()
+    settler = Settler(channel, pytest.fail)  # type: ignore[arg-type]
+    for tag in (1, 2, 3, 4):
+        settler.opened(tag)
+    settler.ack(1)
+    settler.ack(3)
+    settler.ack(4)
+    giving_back = asyncio.create_task(getattr(settler, way)(2))
+    await until(lambda: ("ack", 4, False) in channel.frames)
+    assert not giving_back.done()
+    assert channel.frames[0] == ("ack", 1, False)
+    assert not [
+        tag for kind, tag, *many in channel.frames if kind == "ack" and tag > 1 and any(many)
+    ]
+    channel.room.set()
+    await giving_back
+    assert channel.frames[-1] == (frame, 2)
+
+
+async def test_acks_go_on_by_prefix_once_a_message_was_given_back():
+    channel = Channel()
+    channel.room.set()
+    settler = Settler(channel, pytest.fail)  # type: ignore[arg-type]
+    for tag in (1, 2, 3):
+        settler.opened(tag)
+    await settler.turn_away(1)
+    settler.ack(2)
+    settler.ack(3)
+    await settler.finish()
+    assert channel.frames == [("reject", 1), ("ack", 3, True)]
+
+
+async def test_nothing_is_sent_on_a_channel_that_is_gone():
+    channel = Channel()
+    channel.room.set()
+    settler = Settler(channel, pytest.fail)  # type: ignore[arg-type]
+    settler.opened(1)
+    settler.closed = True
+    settler.ack(1)
+    await settler.turn_away(1)
+    await settler.requeue(1)
+    assert channel.frames == []
