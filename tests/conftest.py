@@ -11,6 +11,8 @@ from service.rabbitmq import PrivateBroker
 
 _QUEUES = ("intake", "deliveries", "dead", "rejected", "unrouted")
 _DELAY_LEVELS = 17
+_BROKER_LOG_SHOWN = 20_000  # characters
+_BROKER_LOG = pytest.StashKey[str]()
 
 
 class ForeignBroker:
@@ -21,13 +23,28 @@ class ForeignBroker:
 
 
 @pytest.fixture(scope="session")
-def broker() -> Iterator[PrivateBroker | ForeignBroker]:
-    """A RabbitMQ for the whole run: the one at AMQP_URL, else a private node."""
+def broker(request: pytest.FixtureRequest) -> Iterator[PrivateBroker | ForeignBroker]:
+    """A RabbitMQ for the whole run: the one at AMQP_URL, else a private node.
+
+    When tests have failed, the end of the node's own log goes to the terminal: it may tell why.
+    """
     if url := os.environ.get("AMQP_URL"):
         yield ForeignBroker(url)
         return
     with PrivateBroker() as private:
         yield private
+        if request.session.testsfailed:
+            told = (private.folder / "output.log").read_text(errors="replace")
+            request.config.stash[_BROKER_LOG] = told[-_BROKER_LOG_SHOWN:]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Show what the broker said of a run that failed."""
+    if told := config.stash.get(_BROKER_LOG, ""):
+        terminalreporter.section("the broker's log")
+        terminalreporter.write_line(told)
 
 
 @pytest.fixture

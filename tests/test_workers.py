@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
+from service import workers
+from service.clock import SystemClock
 from service.publish import Publisher
+from service.settings import Settings
 from service.workers import Counts, add_up
-from tests.dispatcher import Dispatcher, Station, station, subscription
+from tests.dispatcher import Dispatcher, Station, free_port, station, subscription
 from tests.receivers import Answer, Recorder
 
 
@@ -68,6 +72,24 @@ async def test_a_killed_worker_is_started_again_and_nothing_is_lost(it):
             lambda: {r.headers["webhook-id"] for r in receiver.requests} == set(ids)
         )
         assert await dispatcher.stop() == 0
+
+
+async def test_sigterm_ends_the_pause_before_a_worker_is_started_again(monkeypatch, tmp_path):
+    died = asyncio.Event()
+
+    async def dies(_: workers.Worker) -> int:
+        died.set()
+        return 1
+
+    monkeypatch.setattr(workers.Worker, "run_once", dies)
+    monkeypatch.setattr(workers, "RESTART_FIRST", 600.0)
+    monkeypatch.setattr(workers, "GRACE", 600.0)
+    settings = Settings.load({"DISPATCHER_ADMIN_PORT": str(free_port())})
+    pool = workers.Workers(2, settings, {}, structlog.get_logger(), SystemClock())
+    running = asyncio.create_task(pool.run())
+    await asyncio.wait_for(died.wait(), 10)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(running, 10)
 
 
 async def test_workers_drain_when_the_process_that_started_them_is_gone(it):
