@@ -1,8 +1,9 @@
 """What is the same in every attempt at a target is worked out once."""
 
-from math import inf
+from dataclasses import replace
 
 import pytest
+from yarl import URL
 
 from service.core.address import EgressRules
 from service.core.subscription import Scheme, Signing, Subscription, Target, TlsFiles
@@ -17,7 +18,7 @@ SUBSCRIPTION = Subscription(
 
 
 def made(target: Target = TARGET, subscription: Subscription = SUBSCRIPTION) -> route.Route:
-    return build(subscription, target, RULES, behind_proxy=False)
+    return build(subscription, target, RULES, proxy=None)
 
 
 def test_the_url_is_sent_without_userinfo_and_fragment() -> None:
@@ -31,9 +32,25 @@ def test_the_place_holds_host_and_port_alone() -> None:
     assert made(Target("https://[2001:db8::1]/x?y")).place == "[2001:db8::1]:443"
 
 
-def test_timeouts_are_exact_also_from_five_seconds_on() -> None:
-    timeout = made().timeout
-    assert (timeout.total, timeout.connect, timeout.ceil_threshold) == (7.5, 7.5, inf)
+def test_a_connect_may_take_no_longer_than_the_whole() -> None:
+    assert (made().timeout, made().connect_timeout) == (7.5, 7.5)
+
+
+def test_a_proxy_is_asked_for_the_whole_url_and_told_who_asks() -> None:
+    proxy = URL("http://user:word@proxy.example.com:3128")
+    plain = build(SUBSCRIPTION, Target("http://hooks.example.com/in"), RULES, proxy)
+    assert plain.head.startswith("POST http://hooks.example.com/in HTTP/1.1\r\n")
+    assert plain.headers["Proxy-Authorization"] == "Basic dXNlcjp3b3Jk"
+    tunnelled = build(SUBSCRIPTION, Target("https://hooks.example.com/in"), RULES, proxy)
+    assert tunnelled.head.startswith("POST /in HTTP/1.1\r\n")
+    assert "Proxy-Authorization" not in tunnelled.headers
+
+
+def test_what_would_end_a_header_early_is_refused_without_being_repeated() -> None:
+    to = replace(SUBSCRIPTION, headers={"X-Team": "billing\r\nX-Forged: secret"})
+    with pytest.raises(ValueError, match="line break") as caught:
+        made(subscription=to)
+    assert "secret" not in str(caught.value)
 
 
 def test_the_shared_tls_context_serves_where_there_are_no_files() -> None:
@@ -46,18 +63,18 @@ def test_the_shared_tls_context_serves_where_there_are_no_files() -> None:
 
 
 def test_a_route_is_made_once_until_the_subscription_changes() -> None:
-    routes = Routes(RULES, behind_proxy=False)
+    routes = Routes(RULES, proxy=None)
     first = routes.get(SUBSCRIPTION, TARGET)
     assert routes.get(SUBSCRIPTION, TARGET) is first
     changed = Subscription("sub", ("#",), (TARGET,), signing=Signing(Scheme.NONE), timeout=1.0)
-    assert routes.get(changed, TARGET).timeout.total == 1.0
+    assert routes.get(changed, TARGET).timeout == 1.0
     routes.clear()
     assert routes.get(SUBSCRIPTION, TARGET) is not first
 
 
 def test_the_number_of_routes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route, "_ROUTES", 3)
-    routes = Routes(RULES, behind_proxy=False)
+    routes = Routes(RULES, proxy=None)
     for number in range(10):
         routes.get(SUBSCRIPTION, Target(f"https://{number}.example.com/"))
     assert len(routes._kept) == 3

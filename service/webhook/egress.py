@@ -15,6 +15,7 @@ import weakref
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
+from math import inf
 from typing import Any, cast
 
 import aiohttp
@@ -23,7 +24,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.tracing import Trace
+from yarl import URL
 
 from service.core.address import EgressRules
 
@@ -43,7 +44,7 @@ class Observation:
     """What the sockets saw of one attempt; written by them, read by the sender."""
 
     __slots__ = (
-        "answering", "connected", "forbidden", "garbled", "permitted", "protocol", "reused",
+        "answering", "connected", "forbidden", "garbled", "permitted", "protocol", "reused", "status",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -59,6 +60,8 @@ class Observation:
         """At least one byte came back."""
         self.garbled: str | None = None
         """Why what came back is held to be no HTTP answer."""
+        self.status: int | None = None
+        """The answer's, once its head has come."""
         self.protocol: WatchedProtocol | None = None
 
     def finish(self) -> None:
@@ -139,10 +142,12 @@ class EgressConnector(aiohttp.TCPConnector):
 
     There is no limit on connections: those that wait for one would count it against their target; the
     bound is each target's `max_in_flight`.  With `rules` None the addresses are not judged: for use
-    behind a proxy, where the proxy's address is all that is seen, and is the operator's own choice.
+    behind `proxy`, whose address is all that is seen, and is the operator's own choice.
     """
 
-    def __init__(self, rules: EgressRules | None, tls: ssl.SSLContext) -> None:
+    def __init__(
+        self, rules: EgressRules | None, tls: ssl.SSLContext, proxy: URL | None = None
+    ) -> None:
         super().__init__(
             limit=0,
             ssl=tls,
@@ -153,22 +158,34 @@ class EgressConnector(aiohttp.TCPConnector):
             socket_factory=None if rules is None else partial(_permitted_socket, rules),
         )
         self._factory = partial(self._watched, self._loop)
+        self._proxy = proxy
         self._protocols: weakref.WeakSet[WatchedProtocol] = weakref.WeakSet()
 
-    async def connect(
-        self,
-        req: ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - the name is aiohttp's
-    ) -> Connection:
-        """Return a connection from the pool or a new one, and tell the attempt which."""
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            protocol = cast("WatchedProtocol", connection.protocol)
-            if len(protocol) == 0:
-                protocol.serve(observation.get())
-                return connection
-            connection.close()  # an answer lies there before the question
+    def door(self, url: URL, tls: ssl.SSLContext | bool) -> ClientRequest:  # noqa: FBT001 - aiohttp's
+        """Return where connections to `url` begin, as `reach` wants to be told; it may be kept.
+
+        For the connector it is the request to come, though none is ever sent by it.
+        """
+        return ClientRequest("POST", url, loop=self._loop, ssl=tls, proxy=self._proxy)
+
+    async def reach(self, door: ClientRequest, seconds: float, attempt: Observation) -> Connection:
+        """Return a connection from the pool, or a new one within so many seconds; tell `attempt` which.
+
+        Raises aiohttp's `ClientError`, `OSError`, `TimeoutError`.
+        """
+        # Rounded up to whole seconds from the threshold on, which would break a short deadline.
+        timeout = aiohttp.ClientTimeout(connect=seconds, ceil_threshold=inf)
+        token = observation.set(attempt)
+        try:
+            while True:
+                connection = await self.connect(door, [], timeout)
+                protocol = cast("WatchedProtocol", connection.protocol)
+                if len(protocol) == 0:
+                    protocol.serve(attempt)
+                    return connection
+                connection.close()  # an answer lies there before the question
+        finally:
+            observation.reset(token)
 
     def close_idle(self) -> None:
         """Drop the connections that wait, and those in use as soon as their answer is there."""

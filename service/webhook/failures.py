@@ -23,16 +23,15 @@ _RESET_ERRORS = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, er
 
 
 def failure(
-    error: Exception, seen: Observation, *, place: str, status: int | None, duration: float
+    error: Exception, seen: Observation, *, place: str, duration: float
 ) -> Failed | Forbidden:
     """Name the failure of an attempt at `place` (host and port).
 
-    `seen` is what the sockets observed, `status` that of the answer where its head had come, and
-    `duration` in seconds.
+    `seen` is what the sockets observed; `duration` in seconds.
     """
     if seen.forbidden and not seen.permitted:
         return Forbidden(one_line("; ".join(dict.fromkeys(seen.forbidden))), duration)
-    kind, detail = _name(error, seen, status)
+    kind, detail = _name(error, seen)
     # The target cannot have answered, and is not to blame for closing what lay idle.
     stale = seen.reused and not seen.answering and kind is FailureKind.RESET
     return Failed(kind, one_line(f"{place}: {detail}"), duration, stale_connection=stale)
@@ -49,9 +48,9 @@ def one_line(text: str, limit: int = _DETAIL_LIMIT) -> str:
     return text[:limit]
 
 
-def _name(error: Exception, seen: Observation, status: int | None) -> tuple[FailureKind, str]:
+def _name(error: Exception, seen: Observation) -> tuple[FailureKind, str]:
     if isinstance(error, TimeoutError):
-        return FailureKind.TIMEOUT, _timeout(seen, status)
+        return FailureKind.TIMEOUT, _timeout(seen)
     if isinstance(error, TlsFilesError):
         return FailureKind.TLS, str(error)
     if refusal := _refusal(error):
@@ -118,11 +117,11 @@ def _connect(error: OSError) -> tuple[FailureKind, str]:
     return FailureKind.CONNECT, f"no connection: {_os_text(error)}"
 
 
-def _timeout(seen: Observation, status: int | None) -> str:
+def _timeout(seen: Observation) -> str:
     if not seen.connected:
         return "no connection in time"
-    if status is not None:
-        return f"answer {status} not complete in time"
+    if seen.status is not None:
+        return f"answer {seen.status} not complete in time"
     return "answer not complete in time" if seen.answering else "no answer in time"
 
 

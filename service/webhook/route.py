@@ -8,9 +8,8 @@ import re
 import socket
 from base64 import b64encode
 from dataclasses import dataclass
-from math import inf
 
-import aiohttp
+from aiohttp.client_reqrep import ClientRequest
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -18,6 +17,7 @@ from service import __version__
 from service.core.address import EgressRules
 from service.core.signature import Signer, signer
 from service.core.subscription import Subscription, Target, TlsFiles
+from service.webhook.exchange import head
 
 _ROUTES = 32_768  # that are kept: about 3 kB each
 _NUMERIC = re.compile(r"(0x[0-9a-f]*|[0-9]+)(\.(0x[0-9a-f]*|[0-9]+))*\.?", re.ASCII | re.IGNORECASE)
@@ -32,21 +32,27 @@ _RESERVED = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Route:
-    """One target of one subscription, ready to be sent to.
+    """One target of one subscription, ready to be sent to; nothing of it changes but `door`.
 
-    `forbidden` is why the egress rules forbid it whatever its name resolves to; `tls` is None where the
-    default context serves; `place` is host and port, for texts.
+    `head` is the text that every request begins with: the request line and `headers`.  `timeout` and
+    `connect_timeout` are in seconds.  `forbidden` is why the egress rules forbid it whatever its name
+    resolves to; `tls` is None where the default context serves; `place` is host and port, for texts.
+    `door` is what the connector made of it, once it has been asked.
     """
 
     url: URL
     place: str
+    request_line: str
     headers: CIMultiDict[str]
-    timeout: aiohttp.ClientTimeout
+    head: str
+    timeout: float
+    connect_timeout: float
     signer: Signer
     tls: TlsFiles | None
     forbidden: str | None
+    door: ClientRequest | None = None
 
 
 class Routes:
@@ -56,9 +62,9 @@ class Routes:
     values are held, so that an identity is not used again.
     """
 
-    def __init__(self, rules: EgressRules, *, behind_proxy: bool) -> None:
+    def __init__(self, rules: EgressRules, proxy: URL | None) -> None:
         self._rules = rules
-        self._behind_proxy = behind_proxy
+        self._proxy = proxy
         self._kept: dict[int, tuple[Subscription, Target, Route]] = {}
 
     def get(self, subscription: Subscription, target: Target) -> Route:
@@ -66,7 +72,7 @@ class Routes:
         kept = self._kept.get(id(target))
         if kept is not None and kept[1] is target and kept[0] is subscription:
             return kept[2]
-        route = build(subscription, target, self._rules, behind_proxy=self._behind_proxy)
+        route = build(subscription, target, self._rules, self._proxy)
         if len(self._kept) >= _ROUTES:
             self._kept.pop(next(iter(self._kept)))
         self._kept[id(target)] = subscription, target, route
@@ -78,25 +84,31 @@ class Routes:
 
 
 def build(
-    subscription: Subscription, target: Target, rules: EgressRules, *, behind_proxy: bool
+    subscription: Subscription, target: Target, rules: EgressRules, proxy: URL | None
 ) -> Route:
     """Work out the route to `target`; raises `ValueError` without the URL in its text."""
     url = _parsed(target.url)
     if not url.host:
         raise ValueError("the target's URL names no host")
     bare = url.with_user(None).with_fragment(None)
+    headers = _headers(subscription, url)
+    request_target = bare.raw_path_qs
+    if proxy is not None and url.scheme == "http":  # RFC 9112, 3.2.2: the whole URL
+        request_target = str(bare)
+        if proxy.user is not None:
+            headers["Proxy-Authorization"] = _basic(proxy)
+    request_line = f"POST {request_target} HTTP/1.1"
     return Route(
         url=bare,
         place=f"{url.host_subcomponent}:{url.port}",
-        headers=_headers(subscription, url),
-        timeout=aiohttp.ClientTimeout(
-            total=subscription.timeout,
-            connect=min(subscription.connect_timeout, subscription.timeout),
-            ceil_threshold=inf,  # otherwise rounded up to whole seconds from 5 s on
-        ),
+        request_line=request_line,
+        headers=headers,
+        head=head(request_line, headers.items()),
+        timeout=subscription.timeout,
+        connect_timeout=min(subscription.connect_timeout, subscription.timeout),
         signer=signer(subscription.signing),
         tls=None if subscription.tls == TlsFiles() else subscription.tls,
-        forbidden=_forbidden(url, rules, behind_proxy=behind_proxy),
+        forbidden=_forbidden(url, rules, behind_proxy=proxy is not None),
     )
 
 
@@ -116,9 +128,14 @@ def _headers(subscription: Subscription, url: URL) -> CIMultiDict[str]:
             headers[name] = value
     headers["Accept-Encoding"] = "identity"
     if url.user is not None or url.password is not None:
-        credentials = f"{url.user or ''}:{url.password or ''}".encode()
-        headers["Authorization"] = f"Basic {b64encode(credentials).decode('ascii')}"
+        headers["Authorization"] = _basic(url)
     return headers
+
+
+def _basic(url: URL) -> str:
+    """Return the credentials of a URL as a header's value; RFC 7617."""
+    credentials = f"{url.user or ''}:{url.password or ''}".encode()
+    return f"Basic {b64encode(credentials).decode('ascii')}"
 
 
 def _forbidden(url: URL, rules: EgressRules, *, behind_proxy: bool) -> str | None:

@@ -5,31 +5,28 @@ the subscription's timeout or more memory than a small bound; redirects, cookies
 environment's proxies are not followed.
 """
 
+import asyncio
 import re
-from contextlib import AsyncExitStack
-from io import BytesIO
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-import aiohttp
 from aiohttp.client_reqrep import ClientRequest
-from multidict import CIMultiDict
+from yarl import URL
 
 from service.clock import Clock, SystemClock
 from service.core.address import EgressRules
 from service.core.delivery import Answered, Failed, FailureKind, Forbidden, Outcome
 from service.core.retry_after import retry_after
 from service.core.subscription import Subscription, Target
-from service.webhook.egress import EgressConnector, Observation, observation
+from service.webhook.egress import EgressConnector, Observation
+from service.webhook.exchange import Answer, exchange, head
 from service.webhook.failures import failure, one_line
 from service.webhook.formats import Content
 from service.webhook.route import Route, Routes
 from service.webhook.tls import TlsContexts
 
-_READ_LIMIT = 65_536  # bytes of an answer's body, after which the connection is closed
-_WHOLE_LIMIT = 2**20  # bytes of a body that go out in one piece; more would hold up the loop
-_START_LENGTH = 512  # characters of it that are kept
-_LINE_LIMIT = 16_384  # bytes of one header of an answer; some send long security policies
+_START_LENGTH = 512  # characters of an answer's body that are kept
 _PRINTABLE = re.compile(r"[ -~]*", re.ASCII)
 
 
@@ -46,28 +43,14 @@ class WebhookSender:
         self, *, rules: EgressRules, proxy: str | None = None, clock: Clock | None = None
     ) -> None:
         self._clock: Clock = clock or SystemClock()
-        self._rules = rules
-        self._proxy = proxy
-        self._routes = Routes(rules, behind_proxy=proxy is not None)
+        self._rules = None if proxy else rules
+        self._proxy = None if proxy is None else URL(proxy)
+        self._routes = Routes(rules, self._proxy)
         self._tls = TlsContexts(self._clock)
-        self._stack = AsyncExitStack()
         self._connector: EgressConnector
-        self._session: aiohttp.ClientSession
 
     async def __aenter__(self) -> Self:
-        self._connector = EgressConnector(None if self._proxy else self._rules, self._tls.default)
-        self._session = await self._stack.enter_async_context(
-            aiohttp.ClientSession(
-                connector=self._connector,
-                cookie_jar=aiohttp.DummyCookieJar(),
-                request_class=PreparedRequest,
-                auto_decompress=False,
-                trust_env=False,
-                proxy=self._proxy,
-                max_line_size=_LINE_LIMIT,
-                max_field_size=_LINE_LIMIT,
-            )
-        )
+        self._connector = EgressConnector(self._rules, self._tls.default, self._proxy)
         return self
 
     async def __aexit__(
@@ -76,7 +59,7 @@ class WebhookSender:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._stack.aclose()
+        await self._connector.close()
 
     def close_idle(self) -> None:
         """Drop pooled connections and prepared routes, as when subscriptions or rules have changed."""
@@ -101,101 +84,77 @@ class WebhookSender:
         started = self._clock.monotonic()
         try:
             route = self._routes.get(subscription, target)
-            headers = _headers(route, event_id_header, content, timestamp)
+            start = _head(route, event_id_header, content, timestamp, traceparent, tracestate)
         except ValueError as error:
             return Failed(FailureKind.PROTOCOL, one_line(str(error)), 0.0)
         if route.forbidden is not None:
             return Forbidden(one_line(route.forbidden))
-        _trace(headers, traceparent, tracestate)
-        return await self._exchange(route, headers, content.body, started)
+        return await self._attempt(route, start, content.body, started)
 
-    async def _exchange(
-        self, route: Route, headers: CIMultiDict[str], body: bytes, started: float
-    ) -> Outcome:
+    async def _attempt(self, route: Route, start: bytes, body: bytes, started: float) -> Outcome:
         """Send the request and read its answer, whatever comes."""
         seen = Observation()
-        token = observation.set(seen)
-        response = None
         try:
-            response = await self._session.post(
-                route.url,
-                data=body if len(body) <= _WHOLE_LIMIT else BytesIO(body),
-                headers=headers,
-                timeout=route.timeout,
-                ssl=True if route.tls is None else await self._tls.get(route.tls),
-                allow_redirects=False,
-            )
-            start = await _read_start(response)
+            async with asyncio.timeout(route.timeout):
+                door = route.door or await self._door(route)
+                connection = await self._connector.reach(door, route.connect_timeout, seen)
+                answer = await exchange(connection, start, body)
         except Exception as error:  # noqa: BLE001 - a receiver must not be able to raise into a round
-            return failure(
-                error,
-                seen,
-                place=route.place,
-                status=None if response is None else response.status,
-                duration=self._clock.monotonic() - started,
-            )
+            duration = self._clock.monotonic() - started
+            return failure(error, seen, place=route.place, duration=duration)
         else:
-            return self._answered(response, start, started)
+            return self._answered(answer, started)
         finally:
-            if response is not None and response.connection is not None:
-                response.close()  # not read to its end, so not fit for another request
             seen.finish()
-            observation.reset(token)
 
-    def _answered(self, response: aiohttp.ClientResponse, start: str, started: float) -> Answered:
-        asked = response.headers.get("Retry-After")
+    async def _door(self, route: Route) -> ClientRequest:
+        """Return where the route's connections begin; with files of its own, as these are now."""
+        if route.tls is not None:
+            return self._connector.door(route.url, await self._tls.get(route.tls))
+        route.door = self._connector.door(route.url, tls=True)
+        return route.door
+
+    def _answered(self, answer: Answer, started: float) -> Answered:
+        asked, start = answer.retry_after, answer.start
         return Answered(
-            response.status,
+            answer.status,
             self._clock.monotonic() - started,
             None if asked is None else retry_after(asked, self._clock.now()),
-            start,
+            one_line(start.decode("utf-8", "replace"), _START_LENGTH) if start else "",
         )
 
 
-class PreparedRequest(ClientRequest):
-    """A request whose headers are complete: aiohttp need not copy them once more."""
-
-    def update_headers(self, headers: CIMultiDict[str]) -> None:  # type: ignore[override]
-        """Take the headers, which the session has copied for this request."""
-        self.headers = headers
-
-
-def _headers(
-    route: Route, event_id_header: str, content: Content, timestamp: int
-) -> CIMultiDict[str]:
-    headers = route.headers.copy()
-    headers["Content-Type"] = content.content_type
-    headers["webhook-id"] = event_id_header
-    headers["webhook-timestamp"] = str(timestamp)
+def _head(
+    route: Route,
+    event_id_header: str,
+    content: Content,
+    timestamp: int,
+    traceparent: str | None,
+    tracestate: str | None,
+) -> bytes:
+    """Return the request's head; raises `ValueError` for what cannot stand in one."""
+    body = content.body
     signer = route.signer
+    lines = [
+        _with(route, content.headers) if content.headers else route.head,
+        f"Content-Type: {content.content_type}\r\nContent-Length: {len(body)}\r\n",
+        f"webhook-id: {event_id_header}\r\nwebhook-timestamp: {timestamp}\r\n",
+    ]
+    if not (_PRINTABLE.fullmatch(event_id_header) and _PRINTABLE.fullmatch(content.content_type)):
+        raise ValueError("the event's id or content type cannot be a header's value")
     if signer.header is not None:
-        headers[signer.header] = signer.sign(event_id_header, timestamp, content.body)
-    if content.headers:
-        headers.update(content.headers)
-    return headers
-
-
-def _trace(headers: CIMultiDict[str], traceparent: str | None, tracestate: str | None) -> None:
-    """Pass the trace context on; what cannot be a header's value is not worth a failed attempt."""
+        lines.append(f"{signer.header}: {signer.sign(event_id_header, timestamp, body)}\r\n")
+    # A trace context that cannot be a header's value is not worth a failed attempt.
     if traceparent and _PRINTABLE.fullmatch(traceparent):
-        headers["traceparent"] = traceparent
+        lines.append(f"traceparent: {traceparent}\r\n")
         if tracestate and _PRINTABLE.fullmatch(tracestate):
-            headers["tracestate"] = tracestate
+            lines.append(f"tracestate: {tracestate}\r\n")
+    lines.append("\r\n")
+    return "".join(lines).encode()
 
 
-async def _read_start(response: aiohttp.ClientResponse) -> str:
-    """Read the body to its end or to the limit, and return how it starts."""
-    content = response.content
-    if content.is_eof():
-        body = content.read_nowait()
-    else:
-        body = await content.read(_READ_LIMIT)
-        size = len(body)
-        while size < _READ_LIMIT and not content.at_eof():
-            chunk = await content.read(_READ_LIMIT - size)
-            size += len(chunk)
-            if len(body) < _START_LENGTH * 4:
-                body += chunk
-    if not body:
-        return ""
-    return one_line(body[: _START_LENGTH * 4].decode("utf-8", "replace"), _START_LENGTH)
+def _with(route: Route, more: Iterable[tuple[str, str]]) -> str:
+    """Return the route's head with the headers of a format, which win over those of the subscription."""
+    headers = route.headers.copy()
+    headers.update(more)
+    return head(route.request_line, headers.items())

@@ -1,0 +1,123 @@
+"""One HTTP/1.1 exchange over a connection of aiohttp's pool: a request out, an answer in.
+
+aiohttp connects, keeps the pool, speaks TLS and parses answers.  Its session, request and response
+objects are left out: they do more work than all the rest of an attempt together (the figures are in the
+README under Decisions), for cookies, redirects, tracing and charsets that no webhook needs.
+
+The law: a connection goes back to the pool only when the request has left, the answer was read to its
+end and nothing else came; in any other case it is closed.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import cast
+
+from aiohttp import ClientConnectionResetError, StreamReader
+from aiohttp.connector import Connection
+from aiohttp.http import StreamWriter
+
+from service.webhook.egress import WatchedProtocol
+
+_READ_LIMIT = 65_536  # bytes of an answer's body, after which the connection is closed
+_WHOLE_LIMIT = 2**20  # bytes of a body that go out in one piece; more would hold up the loop
+_PIECE = 2**16
+_KEPT = 2048  # bytes of an answer's body that are kept
+_LINE_LIMIT = 16_384  # bytes of one header of an answer; some send long security policies
+_SWITCHING_PROTOCOLS = 101
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer: its status, its Retry-After header, and the start of its body."""
+
+    status: int
+    retry_after: str | None
+    start: bytes
+
+
+def head(request_line: str, headers: Iterable[tuple[str, str]]) -> str:
+    """Return the start of a request's head, without the empty line; RFC 9112, sections 3 and 5.
+
+    Raises `ValueError` for what would end a line early, without the value in its text.
+    """
+    lines = [request_line, *(f"{name}: {value}" for name, value in headers)]
+    if any(char in line for line in lines for char in "\r\n\0"):
+        raise ValueError("a header holds a line break or a NUL")
+    return "\r\n".join([*lines, ""])
+
+
+async def exchange(connection: Connection, head: bytes, body: bytes) -> Answer:
+    """Send a request of `head` (with the empty line at its end) and `body`; return its answer.
+
+    Settles the connection, whatever happens.  The deadline is the caller's.  Raises what aiohttp raises
+    for a connection that breaks and an answer that cannot be read.
+    """
+    clean = False
+    try:
+        protocol = cast("WatchedProtocol", connection.protocol)
+        transport = protocol.transport
+        if transport is None or transport.is_closing():
+            raise ClientConnectionResetError("the connection is closed already")
+        protocol.set_response_params(
+            read_until_eof=True,
+            auto_decompress=False,
+            max_line_size=_LINE_LIMIT,
+            max_field_size=_LINE_LIMIT,
+        )
+        if len(body) <= _WHOLE_LIMIT:
+            transport.write(head + body)
+            answer, clean = await _answer(protocol)
+        else:
+            sending = asyncio.create_task(_in_pieces(protocol, head, body))
+            try:
+                answer, clean = await _answer(protocol)  # may come before the request has left
+                clean = clean and sending.done()
+            finally:
+                sending.cancel()
+        clean = clean and not transport.get_write_buffer_size()
+    finally:
+        if clean:
+            connection.release()
+        else:
+            connection.close()
+    return answer
+
+
+async def _answer(protocol: WatchedProtocol) -> tuple[Answer, bool]:
+    """Return the final answer, and whether it was read to its end."""
+    while True:
+        message, payload = await protocol.read()
+        if not 100 <= message.code < 200 or message.code == _SWITCHING_PROTOCOLS:
+            break
+    if protocol.observation is not None:
+        protocol.observation.status = message.code
+    start = await _read_start(payload)
+    return Answer(message.code, message.headers.get("Retry-After"), start), payload.is_eof()
+
+
+async def _read_start(payload: StreamReader) -> bytes:
+    """Read the body to its end or to the limit, and return how it starts."""
+    if payload.is_eof():
+        return payload.read_nowait()[:_KEPT]
+    start = await payload.read(_READ_LIMIT)
+    size = len(start)
+    while size < _READ_LIMIT and not payload.at_eof():
+        chunk = await payload.read(_READ_LIMIT - size)
+        size += len(chunk)
+        if len(start) < _KEPT:
+            start += chunk
+    return start[:_KEPT]
+
+
+async def _in_pieces(protocol: WatchedProtocol, head: bytes, body: bytes) -> None:
+    """Write a large body as fast as it is taken; that it cannot be is seen where the answer is read."""
+    writer = StreamWriter(protocol, asyncio.get_running_loop())
+    view = memoryview(body)
+    try:
+        await writer.write(head)
+        for at in range(0, len(body), _PIECE):
+            await writer.write(view[at : at + _PIECE])
+            await writer.drain()
+    except (ConnectionError, OSError):
+        pass
