@@ -1,6 +1,7 @@
 """What is the same in every attempt at a target is worked out once."""
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 from yarl import URL
@@ -32,8 +33,9 @@ def test_the_place_holds_host_and_port_alone() -> None:
     assert made(Target("https://[2001:db8::1]/x?y")).place == "[2001:db8::1]:443"
 
 
-def test_a_connect_may_take_no_longer_than_the_whole() -> None:
-    assert (made().timeout, made().connect_timeout) == (7.5, 7.5)
+def test_a_connect_may_take_no_longer_than_the_whole_and_is_not_rounded_up() -> None:
+    connecting = made().connecting
+    assert (made().timeout, connecting.connect, connecting.ceil_threshold) == (7.5, 7.5, inf)
 
 
 def test_a_proxy_is_asked_for_the_whole_url_and_told_who_asks() -> None:

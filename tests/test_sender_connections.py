@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from service.core.delivery import Answered, FailureKind
+from service.webhook import exchange
+from service.webhook.formats import Content
 from tests.receivers import Answer, Hostile, Reader, Received, Recorder, Writer, read_request
 from tests.sending import (
     OK,
@@ -127,3 +129,27 @@ async def test_connections_in_use_end_with_their_answer_after_closing_idle_ones(
         assert isinstance(await first, Answered)
         await send(sender, subscription)
     assert receiver.connections == 2
+
+
+@pytest.mark.parametrize("whole_limit", [2**20, 2**30], ids=["in-pieces", "whole"])
+async def test_a_connection_whose_request_has_not_left_is_not_used_again(
+    whole_limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "_WHOLE_LIMIT", whole_limit)
+    content = Content(b"x" * 20_000_000)  # more than the kernel takes from one who is not heard
+    served = 0
+    over = asyncio.Event()
+
+    async def answer_first(reader: Reader, writer: Writer) -> None:
+        nonlocal served
+        served += 1
+        reader._transport.pause_reading()  # type: ignore[attr-defined]  # what comes stays in the kernel
+        writer.write(OK)
+        await over.wait()
+
+    async with sender_to(Hostile(answer_first)) as (sender, subscription):
+        for _ in range(2):
+            outcome = await send(sender, subscription, content=content)
+            assert isinstance(outcome, Answered)
+        over.set()
+    assert served == 2

@@ -435,7 +435,9 @@ def _trace(*places: Mapping[str, object]) -> tuple[str | None, str | None]:
     An invalid one is ignored, as W3C asks for; so is the state without its parent.
     """
     for place in places:
-        parent = _ascii(place.get("traceparent"))
+        if "traceparent" not in place:
+            continue
+        parent = _ascii(place["traceparent"])
         match = _TRACEPARENT.fullmatch(parent)
         if match and not (match["version"] == "00" and match["more"]):
             state = _ascii(place.get("tracestate"))

@@ -14,14 +14,13 @@ import threading
 import weakref
 from contextlib import suppress
 from contextvars import ContextVar
-from functools import partial
-from math import inf
+from functools import cached_property, partial
 from typing import Any, cast
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ClientRequest
+from aiohttp.client_reqrep import ClientRequest, ConnectionKey
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from yarl import URL
@@ -137,6 +136,18 @@ class WatchedProtocol(ResponseHandler):
             self.transport.close()
 
 
+class Door(ClientRequest):
+    """Where connections to a target begin: for aiohttp's connector it is the request to come.
+
+    None is ever sent by it.
+    """
+
+    @cached_property
+    def connection_key(self) -> ConnectionKey:
+        """Return what connections are pooled by: worked out once, not at each request."""
+        return super().connection_key
+
+
 class EgressConnector(aiohttp.TCPConnector):
     """A pool of connections that lead only where the rules allow.
 
@@ -161,24 +172,24 @@ class EgressConnector(aiohttp.TCPConnector):
         self._proxy = proxy
         self._protocols: weakref.WeakSet[WatchedProtocol] = weakref.WeakSet()
 
-    def door(self, url: URL, tls: ssl.SSLContext | bool) -> ClientRequest:  # noqa: FBT001 - aiohttp's
-        """Return where connections to `url` begin, as `reach` wants to be told; it may be kept.
+    def door(self, url: URL, tls: ssl.SSLContext | bool) -> Door:  # noqa: FBT001 - aiohttp's way
+        """Return where connections to `url` begin, as `reach` wants to be told; it may be kept."""
+        return Door("POST", url, loop=self._loop, ssl=tls, proxy=self._proxy)
 
-        For the connector it is the request to come, though none is ever sent by it.
+    async def reach(
+        self,
+        door: Door,
+        connecting: aiohttp.ClientTimeout,
+        attempt: Observation,
+    ) -> Connection:
+        """Return a connection from the pool, or a new one; tell `attempt` which.
+
+        Of `connecting` its `connect` counts.  Raises aiohttp's `ClientError`, `OSError`, `TimeoutError`.
         """
-        return ClientRequest("POST", url, loop=self._loop, ssl=tls, proxy=self._proxy)
-
-    async def reach(self, door: ClientRequest, seconds: float, attempt: Observation) -> Connection:
-        """Return a connection from the pool, or a new one within so many seconds; tell `attempt` which.
-
-        Raises aiohttp's `ClientError`, `OSError`, `TimeoutError`.
-        """
-        # Rounded up to whole seconds from the threshold on, which would break a short deadline.
-        timeout = aiohttp.ClientTimeout(connect=seconds, ceil_threshold=inf)
         token = observation.set(attempt)
         try:
             while True:
-                connection = await self.connect(door, [], timeout)
+                connection = await self.connect(door, [], connecting)
                 protocol = cast("WatchedProtocol", connection.protocol)
                 if len(protocol) == 0:
                     protocol.serve(attempt)

@@ -8,8 +8,9 @@ import re
 import socket
 from base64 import b64encode
 from dataclasses import dataclass
+from math import inf
 
-from aiohttp.client_reqrep import ClientRequest
+from aiohttp import ClientTimeout
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -17,6 +18,7 @@ from service import __version__
 from service.core.address import EgressRules
 from service.core.signature import Signer, signer
 from service.core.subscription import Subscription, Target, TlsFiles
+from service.webhook.egress import Door
 from service.webhook.exchange import head
 
 _ROUTES = 32_768  # that are kept: about 3 kB each
@@ -36,8 +38,8 @@ _RESERVED = frozenset(
 class Route:
     """One target of one subscription, ready to be sent to; nothing of it changes but `door`.
 
-    `head` is the text that every request begins with: the request line and `headers`.  `timeout` and
-    `connect_timeout` are in seconds.  `forbidden` is why the egress rules forbid it whatever its name
+    `head` is the text that every request begins with: the request line and `headers`.  `timeout` is that
+    of the whole attempt in seconds, `connecting` that of a connect.  `forbidden` is why the egress rules forbid it whatever its name
     resolves to; `tls` is None where the default context serves; `place` is host and port, for texts.
     `door` is what the connector made of it, once it has been asked.
     """
@@ -48,11 +50,11 @@ class Route:
     headers: CIMultiDict[str]
     head: str
     timeout: float
-    connect_timeout: float
+    connecting: ClientTimeout
     signer: Signer
     tls: TlsFiles | None
     forbidden: str | None
-    door: ClientRequest | None = None
+    door: Door | None = None
 
 
 class Routes:
@@ -105,7 +107,10 @@ def build(
         headers=headers,
         head=head(request_line, headers.items()),
         timeout=subscription.timeout,
-        connect_timeout=min(subscription.connect_timeout, subscription.timeout),
+        connecting=ClientTimeout(
+            connect=min(subscription.connect_timeout, subscription.timeout),
+            ceil_threshold=inf,  # otherwise rounded up to whole seconds from 5 s on
+        ),
         signer=signer(subscription.signing),
         tls=None if subscription.tls == TlsFiles() else subscription.tls,
         forbidden=_forbidden(url, rules, behind_proxy=proxy is not None),

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from types import TracebackType
 from typing import Self
 
-from aiohttp.client_reqrep import ClientRequest
 from yarl import URL
 
 from service.clock import Clock, SystemClock
@@ -19,7 +18,7 @@ from service.core.address import EgressRules
 from service.core.delivery import Answered, Failed, FailureKind, Forbidden, Outcome
 from service.core.retry_after import retry_after
 from service.core.subscription import Subscription, Target
-from service.webhook.egress import EgressConnector, Observation
+from service.webhook.egress import Door, EgressConnector, Observation
 from service.webhook.exchange import Answer, exchange, head
 from service.webhook.failures import failure, one_line
 from service.webhook.formats import Content
@@ -97,7 +96,7 @@ class WebhookSender:
         try:
             async with asyncio.timeout(route.timeout):
                 door = route.door or await self._door(route)
-                connection = await self._connector.reach(door, route.connect_timeout, seen)
+                connection = await self._connector.reach(door, route.connecting, seen)
                 answer = await exchange(connection, start, body)
         except Exception as error:  # noqa: BLE001 - a receiver must not be able to raise into a round
             duration = self._clock.monotonic() - started
@@ -107,7 +106,7 @@ class WebhookSender:
         finally:
             seen.finish()
 
-    async def _door(self, route: Route) -> ClientRequest:
+    async def _door(self, route: Route) -> Door:
         """Return where the route's connections begin; with files of its own, as these are now."""
         if route.tls is not None:
             return self._connector.door(route.url, await self._tls.get(route.tls))
