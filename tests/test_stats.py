@@ -288,10 +288,17 @@ def test_no_input_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(b"hello\n", capsys).startswith("No attempts")
 
 
-def test_a_line_without_an_end_is_skipped_and_not_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    long = b'"attempt.' + b"x" * (3 * LINE_LIMIT) + b"\n"
-    shown = printed(long + attempt() + b"x" * LINE_LIMIT, capsys)
+def test_a_line_that_is_too_long_is_skipped_and_not_kept(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    long = attempt("long", decision="retry", error="x" * LINE_LIMIT)
+    shown = printed(long + attempt() + long.rstrip(), capsys)
     assert "3 lines: 1 counted, 0 of other kinds, 2 skipped" in shown
+    splitter = Splitter()
+    for _ in range(100):
+        assert splitter.feed(b"x" * (LINE_LIMIT // 10)) == []
+        assert sum(map(len, splitter._parts)) <= LINE_LIMIT
+    assert splitter.feed(b"x\n" + attempt()) == [b"", attempt().rstrip()]
 
 
 def test_a_last_line_without_a_newline_counts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,9 +98,12 @@ class Stats:
         assert self._process.stdin is not None
         self._process.stdin.close()
 
+    def is_gone(self) -> bool:
+        return self._process.poll() is not None
+
     def ended(self) -> int:
         """Read to the end; returns the exit status."""
-        self.until(lambda: self._process.poll() is not None)
+        self.until(self.is_gone)
         while self._read(0):
             pass
         return self._process.returncode
@@ -319,15 +322,33 @@ def test_a_signal_shows_what_there_is_so_far(
     assert "2 lines: 1 counted, 0 of other kinds, 1 skipped" in told
 
 
-def test_a_second_interrupt_ends_it_although_nobody_reads(follow: Start) -> None:
+def crowd() -> list[bytes]:
+    """Return lines whose table does not fit into a pipe."""
+    return [attempt("s", f"https://{number}.example.com/{'x' * 60}") for number in range(1500)]
+
+
+def test_a_second_interrupt_ends_it_although_nobody_reads_the_table(follow: Start) -> None:
     stats = follow()
-    for number in range(1500):
-        stats.write(attempt("s", f"https://{number}.example.com/{'x' * 60}"))
+    stats.write(*crowd())
     stats.taken()
     stats.signal(signal.SIGINT)
     stats.until(lambda: waiting(stats.output) > 60_000, reading=False)
     stats.signal(signal.SIGINT)
-    assert stats.ended() == 130
+    stats.until(stats.is_gone, reading=False)
+    assert stats.ended() == -signal.SIGINT
+
+
+def test_interrupts_end_it_although_nobody_reads_what_it_shows_meanwhile(follow: Start) -> None:
+    stats = follow("--follow", "--interval", "100ms")
+    stats.write(*crowd())
+    stats.until(lambda: waiting(stats.output) > 60_000, reading=False)
+
+    def ended() -> bool:
+        stats.signal(signal.SIGINT)  # two that come together are one: again, as a person does
+        return stats.is_gone()
+
+    stats.until(ended, reading=False)
+    assert stats.ended() == -signal.SIGINT
 
 
 def test_a_reader_that_goes_away_ends_it_although_no_line_comes(follow: Start) -> None:
@@ -336,7 +357,7 @@ def test_a_reader_that_goes_away_ends_it_although_no_line_comes(follow: Start) -
     stats.until(lambda: "billing" in stats.text)
     assert stats._process.stdout is not None
     stats._process.stdout.close()
-    stats.until(lambda: stats._process.poll() is not None, reading=False)
+    stats.until(stats.is_gone, reading=False)
     assert (stats._process.returncode, stats.stderr()) == (0, "")
 
 
@@ -422,7 +443,12 @@ def test_table_and_plot_fit_the_window_whatever_its_size() -> None:
         arguments = ("--follow", "--plot", "--interval", "100ms")
         with Terminal(*arguments, columns=columns, lines=height) as terminal:
             terminal.stats.write(*lines)
-            terminal.stats.until(lambda: terminal.screen().frames == 2)
+            terminal.until(lambda _: terminal.screen().frames >= 2)
+            if height > 20:
+                seen = terminal.until(lambda seen: seen[-1].startswith("120 lines"))
+                assert seen[0].startswith("subscription, target")
+                assert any("rows more" in one for one in seen)
+                assert any(one.startswith("p99 ms") for one in seen)
             terminal.stats.signal(signal.SIGTERM)
             assert terminal.stats.ended() == 0
             shown = "\n".join(terminal.screen().usual)

@@ -58,7 +58,8 @@ class Splitter:
 class Signals:
     """Signals that came, to be looked at when there is time; `descriptor` becomes readable with each.
 
-    SIGINT and SIGTERM ask to stop; when they come again they end the process at once.
+    SIGINT and SIGTERM ask to stop; when they come again they end the process at once, even while it
+    waits for a reader that is stuck.
     """
 
     def __init__(self, others: Iterable[signal.Signals] = ()) -> None:
@@ -81,7 +82,8 @@ class Signals:
         self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
     ) -> None:
         for number, previous in self._previous.items():
-            signal.signal(number, previous)
+            if not self.stop or number not in _STOP:
+                signal.signal(number, previous)
         signal.set_wakeup_fd(self._wakeup)
         os.close(self.descriptor)
         os.close(self._writing)
@@ -101,7 +103,8 @@ class Signals:
         self._came.add(number)
         if number in _STOP:
             for stopping in _STOP:
-                signal.signal(stopping, self._previous.get(stopping, signal.SIG_IGN))
+                if stopping in self._previous:
+                    signal.signal(stopping, signal.SIG_DFL)
 
 
 class Inlet:
