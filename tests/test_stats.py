@@ -380,7 +380,7 @@ def test_what_lines_name_is_kept_in_part_only() -> None:
     )
     assert statistics.used == 1006
     told = [row.told() for row in statistics.rows()]
-    assert len(json.dumps(told)) < 200_000
+    assert len(json.dumps(told)) < 15_000
     assert [row["attempts"] for row in told] == [3, 3, 0, 3, 3]
     assert told[2]["dead_letters"] == 1000
 

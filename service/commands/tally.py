@@ -26,7 +26,8 @@ OTHERS: Final = "(others)"
 _SERVICE: Final = "webhook-dispatcher"
 _LONGEST_NAME: Final = 2048
 _LONGEST_ERROR: Final = 500
-_MOST_REASONS: Final = 50
+_LONGEST_REASON: Final = 64
+_MOST_REASONS: Final = 20
 _TIMESTAMP: Final = len("2030-01-31T12:00:00.000001Z")
 _SECONDS: Final = len("2030-01-31T12:00:00")
 
@@ -191,7 +192,7 @@ class Statistics:
         return self._targets.setdefault(key, Tally())
 
     def _bury(self, subscription: str, reason: str) -> None:
-        subscription, reason = subscription[:_LONGEST_NAME], reason[:_LONGEST_NAME]
+        subscription, reason = subscription[:_LONGEST_NAME], reason[:_LONGEST_REASON]
         if len(self._dead) >= MOST and subscription not in self._dead:
             subscription = OTHERS
         reasons = self._dead.setdefault(subscription, Counter())
