@@ -16,6 +16,7 @@ import orjson
 
 from service import __version__
 from service.commands.parked import dead, rejected
+from service.core.units import parse_duration
 from service.errors import ConfigurationError, DispatcherError
 from service.log import quiet_libraries
 from service.settings import Settings
@@ -121,12 +122,22 @@ def publish(
 
 
 @cli.command()
+@click.option("--follow", is_flag=True, help="Show what there is so far while lines come.")
+@click.option("--interval", metavar="DURATION", help="How often, with --follow.  [default: 1s]")
+@click.option("--plot", is_flag=True, help="Draw attempts and durations over time as well.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def stats(*, as_json: bool) -> None:
+def stats(interval: str | None, *, follow: bool, plot: bool, as_json: bool) -> None:
     """Make a table from the dispatcher's JSON log lines on standard input."""
-    from service.commands.stats import print_stats  # noqa: PLC0415
+    from service.commands.stats import Wish, print_stats  # noqa: PLC0415
 
-    print_stats(sys.stdin.buffer, as_json=as_json)
+    if plot and as_json:
+        raise click.UsageError("--plot draws for people, --json writes for programs: choose one")
+    if interval is not None and not follow:
+        raise click.UsageError("--interval goes with --follow")
+    if sys.stdin is None:
+        raise ConfigurationError("standard input is closed: pipe the dispatcher's log into it")
+    seconds = _interval(interval or "1s") if follow else None
+    print_stats(sys.stdin.fileno(), Wish(as_json=as_json, plot=plot, follow=seconds))
 
 
 cli.add_command(dead)
@@ -136,6 +147,16 @@ cli.add_command(rejected)
 def run_async(work: Coroutine[Any, Any, Result]) -> Result:
     """Run a command's asynchronous part."""
     return asyncio.run(work)
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--interval") from error
+    if seconds < 0.1:
+        raise click.BadParameter("at least 100ms", param_hint="--interval")
+    return seconds
 
 
 def _read(data: str) -> bytes:

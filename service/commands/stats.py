@@ -1,140 +1,127 @@
-"""The command `stats`: a table out of the dispatcher's JSON log lines.
+"""The command `stats`: a table, and a plot, out of the dispatcher's JSON log lines.
 
 Reads as a stream, so that a log of any length takes no more memory than a short one; what the lines
 add up to is `service.commands.tally`.
 """
 
-import math
+import io
+import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from typing import BinaryIO, Final
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
 
-import orjson
-
-from service.commands.tally import PERCENTILES, Row, Statistics
+from service.commands.inlet import Inlet, Signals, Splitter
+from service.commands.live import InPlace, Never, Turns, is_terminal, size
+from service.commands.plot import ASCII, BLOCKS, panel_height, plot
+from service.commands.table import counts, fitting, footer, shortened, table
+from service.commands.tally import Statistics
 
 WIDTH: Final = 120
-LINE_LIMIT: Final = 1 << 20
-"""Bytes; the dispatcher writes no such line, and a longer one is passed over without being kept."""
-
-_GAP: Final = "  "
-_COLUMNS: Final = (
-    *("attempts", "success", "p50 ms", "p95 ms", "p99 ms"),
-    *("retries", "failovers", "ejected", "dead"),
-)
+"""Columns of what is no terminal."""
+PANEL_HEIGHT: Final = 5
 
 
-def table(rows: Iterable[Row], width: int = WIDTH) -> Iterator[str]:
-    """Yield the lines of the table, none longer than `width`: targets are shortened in the middle."""
-    listed = [(row, _cells(row)) for row in rows]
-    widths = [
-        max([len(name), *(len(cells[column]) for _, cells in listed)])
-        for column, name in enumerate(_COLUMNS)
-    ]
-    room = max(20, width - sum(widths) - len(_GAP) * len(widths))
-    first = min(room, max([len("subscription, target"), *(len(_name(row)) for row, _ in listed)]))
-    yield _line("subscription, target", _COLUMNS, first, widths)
-    for row, cells in listed:
-        yield _line(_name(row), cells, first, widths)
-        if row.target is not None and row.tally.last_error is not None:
-            at = row.tally.last_error_at[:19]
-            yield _shortened(f"    last error {at}: {row.tally.last_error}", width)
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What was asked for; `follow` in seconds between two showings, None: at the end alone."""
+
+    as_json: bool = False
+    plot: bool = False
+    follow: float | None = None
 
 
-def print_stats(stream: BinaryIO, *, as_json: bool) -> None:
-    """Read log lines to the end (or to Ctrl-C) and print what they tell on standard output.
+def print_stats(descriptor: int, wish: Wish) -> None:
+    """Read log lines to the end (or to SIGINT or SIGTERM) and print what they tell on standard output.
 
-    A table, or with `as_json` one object a line.  A reader that goes away ends it quietly.
+    A table, or as JSON one object a line.  A reader that goes away ends it quietly.
     """
-    statistics = Statistics()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # what the encoding lacks is shown as "?"
+    statistics = Statistics(over_time=wish.plot)
+    in_place = wish.follow is not None and not wish.as_json and is_terminal()
     try:
-        for line in _lines(stream):
-            if line is None:
-                statistics.skip()
-            else:
-                statistics.take(line)
-    except KeyboardInterrupt:
-        pass  # somebody watched a running log, and wants to see what there is so far
-    try:
-        _write(statistics, as_json=as_json)
+        with Signals(InPlace.SIGNALS if in_place else ()) as signals:
+            output = None if wish.follow is None else sys.stdout.fileno()
+            _take(Inlet(descriptor, signals, output), statistics, wish, signals, in_place=in_place)
+        _write(statistics, wish)
         sys.stdout.flush()
     except BrokenPipeError:
         # The interpreter flushes once more at its end, and must find something that takes it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
-    """Yield each line, None for one that is longer than the limit."""
-    while line := stream.readline(LINE_LIMIT):
-        if len(line) < LINE_LIMIT or line.endswith(b"\n"):
-            yield line
-            continue
-        while len(line) == LINE_LIMIT and not line.endswith(b"\n"):
-            line = stream.readline(LINE_LIMIT)
-        yield None
+def _take(
+    inlet: Inlet, statistics: Statistics, wish: Wish, signals: Signals, *, in_place: bool
+) -> None:
+    splitter = Splitter()
+    with ExitStack() as stack:
+        turns: Turns
+        if wish.follow is None:
+            turns = Never()
+        elif in_place:
+            frame = InPlace(wish.follow, signals, lambda: _frame(statistics))
+            turns = stack.enter_context(frame)
+        else:
+            turns = Turns(wish.follow, lambda: _show(statistics, wish))
+        turns.turn(0)
+        while (block := inlet.read(turns.wait(statistics.lines))) != b"":
+            statistics.take(splitter.feed(block or b""))
+            turns.turn(statistics.lines)
+        statistics.take(splitter.end())
 
 
-def _write(statistics: Statistics, *, as_json: bool) -> None:
+def _frame(statistics: Statistics) -> list[str]:
+    """Return what a terminal shows, no wider and no longer than it is."""
+    columns, lines = size()
+    width = columns - 1  # what is written into the last column sticks there
+    drawn = _plotted(statistics, width, panel_height(lines))
+    listed = fitting(list(statistics.rows()), width, max(2, lines - len(drawn) - 2))
+    told = counts(statistics) if statistics.lines else "Waiting for lines; Ctrl-C ends."
+    return [line[:width] for line in (*listed, *drawn, "", shortened(told, width))][-lines:]
+
+
+def _show(statistics: Statistics, wish: Wish) -> None:
+    """Print one of several showings."""
+    _print(statistics, wish)
+    if not wish.as_json:
+        sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def _write(statistics: Statistics, wish: Wish) -> None:
+    """Print the last showing, and how far it is to be believed."""
+    found = _print(statistics, wish)
+    told = footer(statistics, found=found)
+    print(told, file=sys.stderr if wish.as_json else sys.stdout)
+
+
+def _print(statistics: Statistics, wish: Wish) -> bool:
+    """Print the rows, and say whether there are any."""
     rows = list(statistics.rows())
-    if as_json:
+    width = size().columns if is_terminal() else WIDTH
+    if wish.as_json:
         for row in rows:
-            sys.stdout.write(orjson.dumps(row.told()).decode() + "\n")
+            told = {**row.told(), "as_of": statistics.as_of}
+            # In ASCII, for a terminal would obey some control characters that JSON lets stand.
+            sys.stdout.write(json.dumps(told, separators=(",", ":")) + "\n")
     elif rows:
-        sys.stdout.writelines(f"{line}\n" for line in table(rows))
-    print(_footer(statistics, found=bool(rows)), file=sys.stderr if as_json else sys.stdout)
+        listed = (*table(rows, width), *_plotted(statistics, width, PANEL_HEIGHT))
+        sys.stdout.writelines(f"{line}\n" for line in listed)
+    return bool(rows)
 
 
-def _footer(statistics: Statistics, *, found: bool) -> str:
-    if not statistics.lines:
-        return "No lines: pipe the dispatcher's JSON log into this command."
-    counts = (
-        f"{statistics.lines:,} lines: {statistics.used:,} counted,"
-        f" {statistics.other:,} of other kinds, {statistics.skipped:,} skipped (not the dispatcher's JSON)."
-    )
-    if not found:
-        return f"No attempts, ejections or dead letters in {counts}"
-    return f"{counts}\nPercentiles are within 1 %."
+def _plotted(statistics: Statistics, width: int, height: int) -> list[str]:
+    if statistics.series is None:
+        return []
+    drawn = plot(statistics.series, width, height, _marks())
+    return ["", *drawn] if drawn else []
 
 
-def _cells(row: Row) -> list[str]:
-    tally = row.tally
-    rate = f"{_floored(100 * tally.succeeded / tally.attempts)}%" if tally.attempts else "-"
-    dead = "" if row.dead_letters is None else str(row.dead_letters.total())
-    counts = (tally.retries, tally.failovers, tally.ejections)
-    return [
-        str(tally.attempts),
-        rate,
-        *(_duration(tally.durations.percentile(share)) for _, share in PERCENTILES),
-        *(str(count) for count in counts),
-        dead,
-    ]
-
-
-def _floored(percent: float) -> str:
-    # Rounded down: 100 % is said only where nothing failed.
-    return f"{math.floor(percent * 100) / 100:.2f}"
-
-
-def _duration(milliseconds: float | None) -> str:
-    if milliseconds is None:
-        return "-"
-    return f"{milliseconds:.0f}" if milliseconds >= 100 else f"{milliseconds:.1f}"
-
-
-def _name(row: Row) -> str:
-    return row.subscription_id if row.target is None else f"  {row.target}"
-
-
-def _line(name: str, cells: Iterable[str], first: int, widths: list[int]) -> str:
-    aligned = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-    return _GAP.join((_shortened(name, first).ljust(first), *aligned)).rstrip()
-
-
-def _shortened(text: str, width: int) -> str:
-    """Return the text with its middle left out where it is too long; on one line in any case."""
-    text = "".join(mark if mark.isprintable() else " " for mark in text)
-    if len(text) <= width:
-        return text
-    end = (width - 3) // 2
-    return f"{text[: width - 3 - end]}...{text[-end:]}"
+def _marks() -> str:
+    try:
+        BLOCKS.encode(sys.stdout.encoding)
+    except (UnicodeEncodeError, LookupError):
+        return ASCII
+    return BLOCKS

@@ -82,7 +82,7 @@ def _explain(place: Place, screen: Screen, dispatcher: Dispatcher, admin: str) -
    {called} publish order.created      # breaks its schema: is rejected
    {called} dead list
    {called} rejected list
-   {called} stats < {place.log_file}
+   tail -n +1 -f {place.log_file} | {called} stats --follow --plot
    curl {admin}/status                 # also /metrics, /readyz, /livez
 """
     )
