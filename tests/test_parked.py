@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from pamqp.commands import Basic
@@ -133,6 +134,18 @@ async def test_a_strange_message_among_dead_letters_is_shown_kept_and_never_redr
     assert [line["reason"] for line in await it.parked("dead")] == ["unreadable", "exhausted"]
     assert "redriven: 1" in await it.command("dead", "redrive")
     assert [line["reason"] for line in await it.parked("dead")] == ["unreadable"]
+
+
+async def test_nothing_that_a_producer_or_a_target_sent_is_obeyed_by_the_terminal(it):
+    evil = "\x1b[2J\x9b31m\u202eevil\U000e0001"
+    strange = replace(delivery(1), event=replace(delivery(1).event, type=evil, subject=evil))
+    await bury(it, replace(strange, history=(Attempt(NOW, evil, None, evil, 1, evil),)))
+    for arguments in (("list",), ("list", "--json"), ("show",), ("show", "--json")):
+        told = await it.command("dead", *arguments)
+        assert "evil" in told
+        assert told.replace("\n", "").isprintable()
+        if "--json" in arguments:
+            assert json.loads(told)["event_type"] == evil
 
 
 async def test_an_empty_queue_is_no_error(it):

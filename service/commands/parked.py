@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
-import orjson
 from aiormq.exceptions import AMQPChannelError
 
 from service.broker.connection import TROUBLE, Address
 from service.broker.parked import Parked, ParkedQueue, Place, connected
 from service.broker.topology import Names
+from service.commands.terminal import blanked, json_text
 from service.core.units import parse_duration
 from service.errors import BrokerError, DispatcherError
 from service.redrive import (
@@ -205,9 +205,9 @@ def _echo(
     kind: Kind, told: dict[str, Any], *, first: bool, as_json: bool, everything: bool
 ) -> None:
     if as_json:
-        click.echo(orjson.dumps(told))
+        click.echo(json_text(told))
     elif everything:
-        click.echo(orjson.dumps(told, option=orjson.OPT_INDENT_2))
+        click.echo(json_text(told, indent=True))
     else:
         if first:
             click.echo(_row(kind, [column.name for column in kind.columns]))
@@ -216,7 +216,7 @@ def _echo(
 
 def _row(kind: Kind, values: list[Any]) -> str:
     """Return the values in columns; one that is too long pushes the rest of its row aside."""
-    texts = ["-" if value is None else str(value) for value in values]
+    texts = ["-" if value is None else blanked(str(value)) for value in values]
     cells = [f"{text:{column.width}}" for text, column in zip(texts, kind.columns, strict=True)]
     return " ".join(cells).rstrip()
 
@@ -239,7 +239,7 @@ async def _work(
         else:
             count = await queue.work(chosen, route, limit)
     if as_json:
-        click.echo(orjson.dumps({word: count, "dry_run": dry_run}))
+        click.echo(json_text({word: count, "dry_run": dry_run}))
     else:
         click.echo(f"{'would be ' if dry_run else ''}{word}: {count} {kind.what}")
 

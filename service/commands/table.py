@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from service.commands.tally import Row, Statistics
+from service.commands.terminal import blanked
 
 _FIRST: Final = "subscription, target"
 _COLUMNS: Final = (
@@ -77,8 +78,7 @@ def footer(statistics: Statistics, *, found: bool) -> str:
 
 def shortened(text: str, width: int) -> str:
     """Return the text with its middle left out where it is too long; on one line in any case."""
-    if not text.isprintable():
-        text = "".join(mark if mark.isprintable() else " " for mark in text)
+    text = blanked(text)
     if len(text) <= width:
         return text
     end = (width - 3) // 2
