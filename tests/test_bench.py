@@ -18,6 +18,7 @@ _TINY = Plan(
     idle=0.2,
     subscriptions=200,
     matches=10,
+    reloads=1,
 )
 _NAMES = {
     "idle.memory",
@@ -42,6 +43,10 @@ _NAMES = {
     "scale.match.uncached",
     "scale.match.cached",
     "scale.match.filtered",
+    "reload.ready",
+    "reload.in_force",
+    "reload.slowest",
+    "reload.memory",
 }
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from statistics import median
 
 from tests.bench.cost import (
     AIO_PIKA,
@@ -21,6 +22,7 @@ from tests.bench.latency import Latency, measure_latency
 from tests.bench.plan import Plan
 from tests.bench.processes import cpu_seconds, resident_bytes
 from tests.bench.receiver import Receiver, fastest, hook
+from tests.bench.reload import RATE, Reloads, measure_reloads
 from tests.bench.report import Report, Row, machine
 from tests.bench.scale import Scale, measure_scale
 from tests.bench.station import FAN_OUTS, Station, station
@@ -56,8 +58,10 @@ async def measure(url: str, plan: Plan, tell: Tell) -> Report:
         for tenant in ("once", "busy"):
             report.add(_detour_rows(tenant, await measure_detour(it, tenant, small, plan)))
         report.add([_memory_after(it)])
-    tell(f"{plan.subscriptions:,} subscriptions")
-    report.add(_scale_rows(await measure_scale(plan.subscriptions, plan.matches)))
+        tell(f"{plan.subscriptions:,} subscriptions")
+        report.add(_scale_rows(await measure_scale(plan.subscriptions, plan.matches)))
+        tell(f"{plan.subscriptions:,} subscriptions that change")
+        report.add(_reload_rows(await measure_reloads(url, feeding, small, plan)))
     return report
 
 
@@ -163,4 +167,21 @@ def _scale_rows(scale: Scale) -> list[Row]:
         Row("scale.match.uncached", "match of a new type, ten want it", "µs", scale.uncached),
         Row("scale.match.cached", "match of a known type", "µs", scale.cached),
         Row("scale.match.filtered", "match of a known type, ten filters", "µs", scale.filtered),
+    ]
+
+
+def _reload_rows(found: Reloads) -> list[Row]:
+    many = f"{found.subscriptions:,} subscriptions"
+    return [
+        Row("reload.ready", f"{many}: start to ready", "s", found.ready),
+        Row("reload.in_force", "a change of one of them: in force after", "s", found.in_force),
+        Row(
+            "reload.slowest",
+            f"slowest event at {RATE:g}/s meanwhile",
+            "ms",
+            median(found.slowest),
+            median(found.slowest_without),
+            "the dispatcher, without a change",
+        ),
+        Row("reload.memory", "memory after the changes", "MiB", found.resident / 2**20),
     ]

@@ -13,7 +13,8 @@ class Plan:
 
     `pairs` is how often dispatcher and bare loops take turns, `deliveries` what each does in one turn
     after `warm_up` deliveries that do not count; both are multiples of ten.  `detours` are the deliveries
-    that fail once, and those whose target is busy.
+    that fail once, and those whose target is busy.  `reloads` are the changes of the file of very many
+    subscriptions.
     """
 
     deliveries: int = 10_000
@@ -25,6 +26,7 @@ class Plan:
     idle: float = 5.0
     subscriptions: int = 100_000
     matches: int = 5_000
+    reloads: int = 5
 
 
 FULL: Final = Plan()
@@ -36,4 +38,5 @@ QUICK: Final = Plan(
     latency=2.0,
     idle=1.0,
     matches=2_000,
+    reloads=2,
 )

@@ -55,8 +55,12 @@ async def measure_scale(subscriptions: int, matches: int) -> Scale:
 
 def write_file(path: Path, subscriptions: int) -> None:
     """Write a file of so many subscriptions."""
-    entries = [_entry(number) for number in range(subscriptions)]
-    path.write_bytes(orjson.dumps({"subscriptions": entries}))
+    path.write_bytes(orjson.dumps({"subscriptions": entries(subscriptions)}))
+
+
+def entries(subscriptions: int) -> list[dict[str, Any]]:
+    """Return so many entries of a subscriptions file."""
+    return [_entry(number) for number in range(subscriptions)]
 
 
 def _entry(number: int) -> dict[str, Any]:
@@ -98,7 +102,8 @@ def _event(group: int) -> Event:
     )
 
 
-def _environ() -> dict[str, str]:
+def secrets() -> dict[str, str]:
+    """Return the variables that the entries name."""
     return {f"BENCH_SECRET_{n}": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" for n in range(100)}
 
 
@@ -115,7 +120,7 @@ def _timed(snapshot: Snapshot, events: Iterable[Event]) -> float:
 
 def _measured(path: Path, matches: int) -> Scale:
     start = time.monotonic()
-    snapshot = load(path, allow_http=False, environ=_environ())
+    snapshot = load(path, allow_http=False, environ=secrets())
     took = time.monotonic() - start
     resident = resident_bytes(os.getpid())
     groups = range(len(snapshot) // GROUP)

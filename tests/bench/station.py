@@ -9,7 +9,7 @@ import sys
 import tempfile
 import uuid
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from tests.bench.receiver import Receiver
 
 SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 FAN_OUTS: Final = (1, 10)
-_READY_TIMEOUT: Final = 30.0
+_READY_TIMEOUT: Final = 60.0
 _HEARTBEAT: Final = 300
 _KEPT_LINES: Final = 5
 
@@ -72,10 +72,11 @@ class Dispatcher:
 class Station:
     """A dispatcher, and the names that it owns on the broker."""
 
-    def __init__(self, url: str, feed: Feed) -> None:
+    def __init__(self, url: str, feed: Feed, file: Path) -> None:
         # The broker must not take a process that is held for one that has died.
         self.url = str(URL(url).update_query(heartbeat=str(_HEARTBEAT)))
         self.feed = feed
+        self.file = file
         self._prefix = f"bench-{uuid.uuid4().hex[:12]}"
         self.exchange = f"{self._prefix}.events"
         self.topology: Topology = topology(self._prefix, self.exchange, ["#"])
@@ -101,13 +102,13 @@ class Station:
         exchanges = [exchange.name for exchange in self.topology.exchanges]
         await self.feed.delete([*queues, *self._others], [*exchanges, self.exchange])
 
-    def environ(self, folder: Path) -> dict[str, str]:
+    def environ(self) -> dict[str, str]:
         """Return the settings: the defaults, but for what a private receiver on loopback needs."""
         return module_environ() | {
             "DISPATCHER_AMQP_URL": self.url,
             "DISPATCHER_PREFIX": self._prefix,
             "DISPATCHER_EVENTS_EXCHANGE": self.exchange,
-            "DISPATCHER_SUBSCRIPTIONS": str(folder / "subscriptions.json"),
+            "DISPATCHER_SUBSCRIPTIONS": str(self.file),
             "DISPATCHER_INTAKE_PREFETCH": str(IN_FLIGHT),
             "DISPATCHER_ALLOW_HTTP": "true",
             "DISPATCHER_EGRESS_ALLOW": "127.0.0.0/8",
@@ -121,13 +122,21 @@ async def station(
     url: str, feed: Feed, fastest: Receiver, hook: Receiver
 ) -> AsyncIterator[Station]:
     """Run a dispatcher with the subscriptions of all measurements."""
-    it = Station(url, feed)
+    async with dispatching(url, feed, orjson.dumps(_subscriptions(fastest, hook))) as it:
+        yield it
+
+
+@asynccontextmanager
+async def dispatching(
+    url: str, feed: Feed, subscriptions: bytes, secrets: Mapping[str, str] | None = None
+) -> AsyncIterator[Station]:
+    """Run a dispatcher with subscriptions of one's own, which `Station.file` holds."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        folder = Path(name)
-        (folder / "subscriptions.json").write_bytes(orjson.dumps(_subscriptions(fastest, hook)))
+        it = Station(url, feed, Path(name, "subscriptions.json"))
+        it.file.write_bytes(subscriptions)
         command = (sys.executable, "-m", "service", "run")
         try:
-            async with started(*command, environ=it.environ(folder)) as process:
+            async with started(*command, environ={**it.environ(), **(secrets or {})}) as process:
                 it.dispatcher = Dispatcher(process)
                 async with _reading(it.dispatcher):
                     await it.dispatcher.ready()
@@ -151,23 +160,24 @@ async def _reading(dispatcher: Dispatcher) -> AsyncIterator[None]:
 
 def _subscriptions(fastest: Receiver, hook: Receiver) -> dict[str, Any]:
     wanted = [
-        _subscription(f"fan-out-{fan_out}", fastest.url(f"/hook/{number}"), str(number))
+        subscription(f"fan-out-{fan_out}", fastest.url(f"/hook/{number}"), str(number))
         for fan_out in FAN_OUTS
         for number in range(fan_out)
     ]
     retry = {"schedule": ["1s"], "jitter": 0.0}
     wanted += [
-        _subscription("direct", hook.url("/hook"), retry=retry),
-        _subscription("once", hook.url("/once"), retry=retry),
-        _subscription("arrivals", hook.url("/arrivals")),
-        _subscription("busy", hook.url("/hook"), max_in_flight=None),
+        subscription("direct", hook.url("/hook"), retry=retry),
+        subscription("once", hook.url("/once"), retry=retry),
+        subscription("arrivals", hook.url("/arrivals")),
+        subscription("busy", hook.url("/hook"), max_in_flight=None),
     ]
     return {"subscriptions": wanted}
 
 
-def _subscription(
+def subscription(
     tenant: str, url: str, name: str = "", *, max_in_flight: int | None = IN_FLIGHT, **more: Any
 ) -> dict[str, Any]:
+    """Return an entry of a subscriptions file that wants the events of a tenant."""
     target = {"url": url} if max_in_flight is None else {"url": url, "max_in_flight": max_in_flight}
     return {
         "id": f"{tenant}.{name}" if name else tenant,
