@@ -68,7 +68,6 @@ class App:
         self._clock: Clock = SystemClock()
         self._metrics = Metrics()
         self._states = States(settings.replicas)
-        self._running = False
         self._draining = False
         self._watcher = SubscriptionWatcher(
             settings.subscriptions,
@@ -113,7 +112,6 @@ class App:
         async with AsyncExitStack() as stack:
             stop = stack.enter_context(stop_signal(inherited.lifeline_fd))
             await stack.enter_async_context(self._sender)
-            self._running = True
             await stack.enter_async_context(
                 admin_port(
                     self._settings.admin_host,
@@ -268,9 +266,7 @@ class App:
 
     def _loaded(self, snapshot: Snapshot, changes: Changes) -> None:
         self._states.keep(snapshot.get, changes.removed)
-        if self._running and (changes.changed or changes.removed or changes.files):
-            self._sender.close_idle()
-            gc.freeze()
+        self._sender.keep(snapshot.get)
         self._log.info(
             "subscriptions.loaded",
             source=str(self._settings.subscriptions),

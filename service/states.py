@@ -128,8 +128,9 @@ class States:
         self, wanted: Callable[[str], Subscription | None], removed: Iterable[str] = ()
     ) -> None:
         """Forget the subscriptions that are no more, but for their names."""
-        self._states = {name: state for name, state in self._states.items() if wanted(name)}
         self._removed = {name for name in (*self._removed, *removed) if not wanted(name)}
+        for name in self._removed:  # not all states there are: they may be very many
+            self._states.pop(name, None)
 
     def was_removed(self, subscription_id: str) -> bool:
         """Tell whether this process has seen a subscription go.

@@ -89,7 +89,8 @@ async def test_a_name_is_judged_again_at_every_connect(monkeypatch: pytest.Monke
         to = subscribe(f"http://hooks.example.com:{receiver.port}/")
         assert isinstance(await send(sender, to), Answered)
         addresses[:] = ["127.0.0.2"]
-        sender.close_idle()
+        for [(protocol, _)] in sender._connector._conns.values():
+            protocol.close()
         sender._connector.clear_dns_cache()
         outcome = await send(sender, to)
     assert outcome == Forbidden("127.0.0.2 is loopback (127.0.0.0/8)", outcome.duration)

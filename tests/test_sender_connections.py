@@ -1,14 +1,16 @@
 """Connections are kept, judged, and never mixed up."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from service.core.delivery import Answered, FailureKind
 from service.webhook import exchange
 from service.webhook.formats import Content
-from tests.receivers import Answer, Hostile, Reader, Received, Recorder, Writer, read_request
+from tests.receivers import Answer, Hostile, Reader, Recorder, Writer, read_request
 from tests.sending import (
     OK,
     both_loops,
@@ -98,37 +100,24 @@ async def test_an_answer_that_lies_there_before_the_question_is_not_taken() -> N
     receiver = Recorder()
     async with sender_to(receiver) as (sender, subscription):
         await send(sender, subscription)
-        (protocol,) = sender._connector._protocols
+        [[(pooled, _)]] = sender._connector._conns.values()
+        protocol: Any = pooled
         protocol.feed_data((SimpleNamespace(code=500), None))
         assert (await send(sender, subscription)).status == 200
     assert receiver.connections == 2
 
 
-async def test_closing_idle_connections_makes_the_next_attempt_connect_anew() -> None:
+async def test_a_reload_forgets_what_changed_and_leaves_connections_in_the_pool() -> None:
     receiver = Recorder()
     async with sender_to(receiver) as (sender, subscription):
         await send(sender, subscription)
-        sender.close_idle()
-        await send(sender, subscription)
-    assert receiver.connections == 2
-
-
-async def test_connections_in_use_end_with_their_answer_after_closing_idle_ones() -> None:
-    release = asyncio.Event()
-
-    async def wait(_: Received) -> int:
-        await release.wait()
-        return 200
-
-    receiver = Recorder(answer=wait)
-    async with sender_to(receiver) as (sender, subscription):
-        first = asyncio.create_task(send(sender, subscription))
-        await receiver.wait_for(1)
-        sender.close_idle()
-        release.set()
-        assert isinstance(await first, Answered)
-        await send(sender, subscription)
-    assert receiver.connections == 2
+        changed = replace(subscription, headers={"X-Team": "billing"})
+        sender.keep({subscription.id: changed}.get)
+        assert not sender._routes._kept
+        await send(sender, changed)
+        sender.keep({subscription.id: changed}.get)
+        assert sender._routes._kept
+    assert receiver.connections == 1
 
 
 @pytest.mark.parametrize("whole_limit", [2**20, 2**30], ids=["in-pieces", "whole"])

@@ -5,7 +5,7 @@ exactly one word, `#` for zero or more.  The law here: the index gives what a wa
 subscriptions would give, in the order of the file and each subscription once, without that walk.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from service.core.subscription import Subscription
@@ -38,15 +38,17 @@ class MatchIndex:
     Answers are remembered in a bounded cache: the usual lookup is one dictionary access.
     """
 
-    def __init__(self, subscriptions: Sequence[Subscription], cache_weight: int = 200_000) -> None:
+    def __init__(self, subscriptions: Iterable[Subscription], cache_weight: int = 200_000) -> None:
         """Build the index; `cache_weight` bounds the cache, in about 8 bytes each."""
-        self._subscriptions = tuple(subscriptions)
         self._branches: dict[str | None, _Branch] = {}
         self._cache = _Recent(cache_weight)
-        for position, subscription in enumerate(self._subscriptions):
+        known: list[Subscription] = []
+        for position, subscription in enumerate(subscriptions):
+            known.append(subscription)
             branch = self._branches.setdefault(subscription.tenant, _Branch())
             for pattern in subscription.event_types:
                 branch.add(pattern, position)
+        self._subscriptions = tuple(known)
 
     def match(self, event_type: str, tenant: str | None = None) -> tuple[Subscription, ...]:
         """Return who wants events of this type and tenant, in the order of the list."""

@@ -7,6 +7,7 @@ make a `Snapshot` from `Subscription` values of its own; nothing behind it knows
     files, yaml_text, json_text, documents    bytes to values, and the lines of values
     fields, values, model, wording            one map at a time: what may stand where
     build, keys, tls                          defaults filled in, secrets read: a `Subscription`
+    memory, pace                              what a reload need not build again, and when it rests
     load, snapshot, watch                     all of them
 """
 

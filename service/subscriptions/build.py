@@ -6,7 +6,7 @@ secrets, since key material belongs to a scheme.
 """
 
 import sys
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from types import MappingProxyType
@@ -16,7 +16,8 @@ from pydantic import BaseModel
 
 from service.core.subscription import RetryPolicy, Scheme, Signing, Subscription, Target, TlsFiles
 from service.subscriptions.files import Files
-from service.subscriptions.keys import Keyring
+from service.subscriptions.keys import Keyring, Place
+from service.subscriptions.memory import Built, Needs
 from service.subscriptions.model import PolicyModel, SecretModel, SubscriptionModel
 from service.subscriptions.problems import Path, Report
 from service.subscriptions.tls import tls_problems
@@ -37,9 +38,13 @@ class Layer:
     model: PolicyModel
     where: Path
 
+    def sets(self, name: str) -> bool:
+        """Tell whether this map sets a value."""
+        return name in self.model.model_fields_set
+
     def nested(self, name: str) -> "Mapping[str, Placed]":
         """Return what the map `name` in this map sets."""
-        if name not in self.model.model_fields_set:
+        if not self.sets(name):
             return {}
         inner: BaseModel = getattr(self.model, name)
         where = (*self.where, name)
@@ -66,7 +71,8 @@ class Parts:
         self.allow_http = allow_http
         self._files = files
         self._kept: dict[Hashable, Any] = {}
-        self._tls_problems: dict[TlsFiles, Mapping[str, str]] = {}
+        self._tls_problems: dict[TlsFiles, Mapping[str, str]] = {_NO_TLS: {}}
+        self._still: dict[Needs, bool] = {}
 
     def shared(self, value: _H) -> _H:
         """Return the first value that was equal to this one."""
@@ -80,6 +86,30 @@ class Parts:
         key = ("headers", *headers.items())
         kept: Mapping[str, str] = self._kept.setdefault(key, MappingProxyType(headers))
         return kept
+
+    def needs(self, places: tuple[Place, ...], signing: Signing, tls: TlsFiles) -> Needs:
+        """Return the first needs that were equal to these."""
+        key = (places, id(signing), id(tls))  # shared, so that their identity tells them apart
+        kept: Needs | None = self._kept.get(key)
+        if kept is None:
+            kept = self._kept[key] = Needs(places, signing, tls)
+        return kept
+
+    def still(self, needs: Needs) -> bool:
+        """Tell whether secrets and certificates are what they were in an earlier load."""
+        known = self._still.get(needs)
+        if known is None:
+            known = self._still[needs] = self._keys_of(needs) and not self.tls_problems(needs.tls)
+        return known
+
+    def _keys_of(self, needs: Needs) -> bool:
+        signing = needs.signing
+        try:
+            return signing.keys == tuple(
+                self.keyring.key(place, signing.scheme) for place in needs.places
+            )
+        except ValueError:
+            return False
 
     def tls_problems(self, tls: TlsFiles) -> Mapping[str, str]:
         """Return what is wrong with PEM files, by field."""
@@ -99,25 +129,30 @@ class Builder:
         self._defaults = Layer(defaults, ("defaults",))
         self._folder = folder
         self._report = report
+        self._usual_retry = self._merged_retry(self._defaults)
+        self._usual_headers = self._merged_headers({})
 
-    def build(self, entry: SubscriptionModel, where: Path) -> Subscription:
-        """Return the subscription of an entry; not to be used where it added to the report."""
+    def build(self, entry: SubscriptionModel, where: Path) -> Built:
+        """Return the subscription of an entry; not to be used where it added problems to the report."""
         own = Layer(entry, where)
         plain = {
             name: getattr(layer.model, name)
             for layer in (self._defaults, own)
             for name in layer.model.model_fields_set & _PLAIN
         }
-        return Subscription(
+        signing, places = self._signing(own)
+        tls = self._tls(own)
+        subscription = Subscription(
             id=sys.intern(entry.id),
             event_types=self._event_types(own),
             targets=self._targets(entry, where),
-            signing=self._signing(own),
+            signing=signing,
             headers=self._headers(entry),
             retry=self._retry(own),
-            tls=self._tls(own),
+            tls=tls,
             **{name: _interned(value) for name, value in plain.items()},
         )
+        return Built(subscription, self._parts.needs(places, signing, tls))
 
     def _nested(self, name: str, own: Layer) -> dict[str, Placed]:
         return {**self._defaults.nested(name), **own.nested(name)}
@@ -146,7 +181,7 @@ class Builder:
             for target in entry.targets
         )
 
-    def _signing(self, own: Layer) -> Signing:
+    def _signing(self, own: Layer) -> tuple[Signing, tuple[Place, ...]]:
         place = (*own.where, "signing")
         base, written = self._defaults.nested("signing"), own.nested("signing")
         given = {**base, **written}
@@ -157,31 +192,41 @@ class Builder:
         if scheme is Scheme.NONE:
             if secrets.value:
                 self._report.add(secrets.where, "must be empty with the scheme none")
-            return self._parts.shared(Signing(scheme))
+            return self._parts.shared(Signing(scheme)), ()
         if not secrets.value:
             self._report.add(place, "needs secrets; the scheme none sends unsigned requests")
-        return self._parts.shared(Signing(scheme, self._keys(secrets, scheme)))
+        places = tuple(map(self._place, secrets.value))
+        keys = self._keys(places, scheme, secrets.where)
+        return self._parts.shared(Signing(scheme, keys)), places
 
-    def _keys(self, secrets: Placed, scheme: Scheme) -> tuple[bytes, ...]:
+    def _place(self, secret: SecretModel) -> Place:
+        return secret.env or self._folder / (secret.file or "")
+
+    def _keys(self, places: Sequence[Place], scheme: Scheme, where: Path) -> tuple[bytes, ...]:
         keys = []
-        secret: SecretModel
-        for index, secret in enumerate(secrets.value):
+        for index, place in enumerate(places):
             try:
-                keys.append(self._parts.keyring.key(secret, scheme, self._folder))
+                keys.append(self._parts.keyring.key(place, scheme))
             except ValueError as error:
-                source = "file" if secret.env is None else "env"
-                self._report.add((*secrets.where, index, source), str(error))
+                source = "env" if isinstance(place, str) else "file"
+                self._report.add((*where, index, source), str(error))
         return tuple(keys)
 
     def _headers(self, entry: SubscriptionModel) -> Mapping[str, str]:
+        return self._merged_headers(entry.headers) if entry.headers else self._usual_headers
+
+    def _merged_headers(self, own: Mapping[str, str | None]) -> Mapping[str, str]:
         named: dict[str, tuple[str, str | None]] = {}
-        for headers in (self._defaults.model.headers, entry.headers):
+        for headers in (self._defaults.model.headers, own):
             named |= {name.lower(): (name, value) for name, value in headers.items()}
         return self._parts.shared_headers(
             {name: value for name, value in named.values() if value is not None}
         )
 
     def _retry(self, own: Layer) -> RetryPolicy:
+        return self._merged_retry(own) if own.sets("retry") else self._usual_retry
+
+    def _merged_retry(self, own: Layer) -> RetryPolicy:
         given = self._nested("retry", own)
         return self._parts.shared(RetryPolicy(**{name: item.value for name, item in given.items()}))
 

@@ -13,7 +13,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from service.core.subscription import Scheme
 from service.subscriptions.files import Files
-from service.subscriptions.model import SecretModel
+
+Place = Path | str
+"""Where a secret stands: a file, or the name of an environment variable."""
 
 _MAX_BYTES = 64 * 1024
 
@@ -70,11 +72,10 @@ class Keyring:
     def __init__(self, files: Files, environ: Mapping[str, str]) -> None:
         self._files = files
         self._environ = environ
-        self._known: dict[tuple[Path | str, Scheme], bytes | str] = {}
+        self._known: dict[tuple[Place, Scheme], bytes | str] = {}
 
-    def key(self, secret: SecretModel, scheme: Scheme, folder: Path) -> bytes:
+    def key(self, place: Place, scheme: Scheme) -> bytes:
         """Return the key of one secret; raises `ValueError` with what is wrong with it."""
-        place = secret.env or folder / (secret.file or "")
         known = self._known.get((place, scheme))
         if known is None:
             known = self._known[place, scheme] = self._read(place, scheme)
@@ -82,7 +83,7 @@ class Keyring:
             raise ValueError(known)  # noqa: TRY004 - a message, kept for the next who asks
         return known
 
-    def _read(self, place: Path | str, scheme: Scheme) -> bytes | str:
+    def _read(self, place: Place, scheme: Scheme) -> bytes | str:
         """Return the key, or what is wrong."""
         try:
             text = self._from_file(place) if isinstance(place, Path) else self._from_env(place)

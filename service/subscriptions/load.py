@@ -13,10 +13,12 @@ from service.clock import Clock, SystemClock
 from service.core.subscription import Subscription
 from service.subscriptions import wording
 from service.subscriptions.build import Builder, Parts
-from service.subscriptions.documents import SUFFIXES, Document, parse
+from service.subscriptions.documents import SUFFIXES, Document, Entries, parse
 from service.subscriptions.files import Files, Look
 from service.subscriptions.malformed import Malformed
+from service.subscriptions.memory import Built, Keys, Memory
 from service.subscriptions.model import FileModel, PolicyModel, SubscriptionModel
+from service.subscriptions.pace import Step, each, hurry
 from service.subscriptions.problems import Path, Problem, Report, SubscriptionsError, field_name
 from service.subscriptions.snapshot import FilterReport, Snapshot
 
@@ -25,10 +27,14 @@ _MAX_BYTES = 512 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What came of reading the files, and how each file looked that this depends on."""
+    """What came of reading the files, and how each file looked that this depends on.
+
+    `memory` is for the next reading: of this result, or where that is refused, of the one before.
+    """
 
     result: Snapshot | SubscriptionsError
     looks: Mapping[FilePath, Look | None]
+    memory: Memory
 
 
 def load(
@@ -55,35 +61,43 @@ def read(
     environ: Mapping[str, str],
     on_undecided: FilterReport | None = None,
     clock: Clock | None = None,
+    before: Memory | None = None,
+    step: Step = hurry,
 ) -> Reading:
-    """Read a file or folder; never raises for what stands in it."""
+    """Read a file or folder; never raises for what stands in it.
+
+    `before` is the memory of an earlier reading with the same `allow_http`; `step` sets the pace.
+    """
+    before = before or Memory()
     files = Files()
-    loading = _Loading(files, Parts(files, environ, allow_http=allow_http))
+    loading = _Loading(files, Parts(files, environ, allow_http=allow_http), before, step)
     with _garbage_collector_paused():
         loading.take_all(source)
         if loading.problems:
-            return Reading(SubscriptionsError(tuple(loading.problems)), files.looks)
+            return Reading(SubscriptionsError(tuple(loading.problems)), files.looks, before)
         snapshot = Snapshot(
-            loading.subscriptions,
+            each(loading.subscriptions, step),
             version=loading.digest.hexdigest()[:12],
             loaded_at=(clock or SystemClock()).now(),
             warnings=tuple(loading.warnings),
             on_undecided=on_undecided,
         )
-        return Reading(snapshot, files.looks)
+        return Reading(snapshot, files.looks, loading.memory)
 
 
 @contextmanager
 def _garbage_collector_paused() -> Iterator[None]:
     """Spare the collector millions of objects that are all alive and in no cycle.
 
-    It would walk them again and again, at half the cost of a large load.
+    It would walk them again and again, at half the cost of a large load; and the first walk afterwards
+    would hold the event loop up for a quarter of a second, if they were not taken from it for good.
     """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if was_enabled:
             gc.enable()
 
@@ -91,11 +105,14 @@ def _garbage_collector_paused() -> Iterator[None]:
 class _Loading:
     """One load under way: what was found so far, over all files."""
 
-    def __init__(self, files: Files, parts: Parts) -> None:
+    def __init__(self, files: Files, parts: Parts, before: Memory, step: Step) -> None:
         self.subscriptions: list[Subscription] = []
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
         self.digest = hashlib.sha256()
+        self.memory = Memory()
+        self._before = before
+        self._step = step
         self._files = files
         self._parts = parts
         self._ids: dict[str, tuple[str, int]] = {}
@@ -127,16 +144,15 @@ class _Loading:
 
     def _take(self, path: FilePath) -> None:
         try:
-            document = parse(str(path), self._content(path))
+            document = parse(str(path), self._content(path), self._step)
+            report = Report()
+            self._take_document(document, path.parent, report)
+            self._locate(document, report)
         except OSError as error:
             self._refuse(path, f"cannot be read: {error.strerror}")
         except Malformed as error:
             where = field_name(error.path)
             self.problems.append(Problem(str(path), error.line, where, error.message))
-        else:
-            report = Report()
-            self._take_document(document, path.parent, report)
-            self._locate(document, report)
 
     def _content(self, path: FilePath) -> bytes:
         content = self._files.read(path, _MAX_BYTES)
@@ -144,31 +160,43 @@ class _Loading:
         return content
 
     def _take_document(self, document: Document, folder: FilePath, report: Report) -> None:
-        defaults, entries = _outer(document.value, report)
+        defaults = _defaults(document.outer, report)
         if defaults is None:
             return
         builder = Builder(self._parts, defaults, folder, report)
-        for index, entry in enumerate(entries):
+        keys = Keys(document.frame, folder)
+        for index in range(len(document.entries)):
             if report.full:
                 return
-            entries[index] = None  # its memory is needed for the next
-            self._take_entry(entry, (document.name, index), builder, report)
+            self._step()
+            built = self._take_entry(document.entries, index, keys, builder, report)
+            if built is not None:
+                self._add(built.subscription, (document.name, index), report)
 
     def _take_entry(
-        self, entry: object, place: tuple[str, int], builder: Builder, report: Report
-    ) -> None:
-        where: Path = ("subscriptions", place[1])
-        try:
-            model = SubscriptionModel.model_validate(entry)
-        except ValidationError as error:
-            _report(error, SubscriptionModel, where, report)
-            return
-        first = self._ids.setdefault(model.id, place)
+        self, entries: Entries, index: int, keys: Keys, builder: Builder, report: Report
+    ) -> Built | None:
+        """Return what was built from an entry, now or in an earlier load."""
+        written = entries.written(index)
+        key = None if written is None else keys.key(written)
+        built = None if key is None else self._before.get(key)
+        if built is None or not self._parts.still(built.needs):
+            heard = report.heard
+            built = _build(entries.value(index), index, builder, report)
+            if built is None or report.heard > heard:
+                return built
+        if key is not None:
+            self.memory.put(key, built)
+        return built
+
+    def _add(self, subscription: Subscription, place: tuple[str, int], report: Report) -> None:
+        first = self._ids.setdefault(subscription.id, place)
         if first is not place:
             report.add(
-                (*where, "id"), f"is already used by subscriptions[{first[1]}] in {first[0]}"
+                ("subscriptions", place[1], "id"),
+                f"is already used by subscriptions[{first[1]}] in {first[0]}",
             )
-        self.subscriptions.append(builder.build(model, where))
+        self.subscriptions.append(subscription)
 
     def _locate(self, document: Document, report: Report) -> None:
         """Turn places into lines; reads the document again, but only if there is something to say."""
@@ -182,18 +210,27 @@ class _Loading:
             self._refuse(FilePath(document.name), "may have more problems; these come first")
 
 
-def _outer(value: object, report: Report) -> tuple[PolicyModel | None, list[object]]:
-    """Check everything of a document but its entries; return the defaults and the entries."""
-    if not isinstance(value, dict):
+def _defaults(outer: object, report: Report) -> PolicyModel | None:
+    """Check everything of a document but its entries; return the defaults."""
+    if not isinstance(outer, dict):
         report.add((), "must be a map with the key subscriptions")
-        return None, []
-    entries = value.get("subscriptions")
-    outer = {**value, "subscriptions": []} if isinstance(entries, list) else value
+        return None
     try:
-        return FileModel.model_validate(outer).defaults, entries or []
+        return FileModel.model_validate(outer).defaults
     except ValidationError as error:
         _report(error, FileModel, (), report)
-        return None, []
+        return None
+
+
+def _build(entry: object, index: int, builder: Builder, report: Report) -> Built | None:
+    """Check an entry and build its subscription."""
+    where: Path = ("subscriptions", index)
+    try:
+        model = SubscriptionModel.model_validate(entry)
+    except ValidationError as error:
+        _report(error, SubscriptionModel, where, report)
+        return None
+    return builder.build(model, where)
 
 
 def _report(

@@ -28,6 +28,8 @@ from service.subscriptions.fields import (
     Url,
 )
 
+_NEVER_READ: Any = None  # a map of its own for each of very many subscriptions would cost time
+
 
 class Model(BaseModel):
     """A map of the file: no key that it does not know, and no value of another type."""
@@ -139,7 +141,7 @@ class PolicyModel(Model):
     )
     tenant: Name | None = Field(default=None, description="Only events of this tenant.")
     event_types: Annotated[list[Pattern], Field(min_length=1, max_length=1000)] = Field(
-        default=[],
+        default_factory=list,
         description="Topic patterns on the event type: * is one word, # any number of words.",
         examples=[["payment.*", "invoice.#"]],
     )
@@ -153,11 +155,11 @@ class PolicyModel(Model):
     )
     format: Format = Field(default=Format.STANDARD, description="The body of the request.")
     signing: SigningModel = Field(
-        default_factory=SigningModel,
+        default=_NEVER_READ,
         description="How requests are signed; required, if only as none.",
     )
     headers: Headers = Field(
-        default={}, description="Further request headers; null takes a default away."
+        default_factory=dict, description="Further request headers; null takes a default away."
     )
     timeout: Timeout = Field(
         default=0.0,
@@ -169,15 +171,13 @@ class PolicyModel(Model):
         description="Connecting, TLS included.",
         json_schema_extra=_shown("5s"),
     )
-    retry: RetryModel = Field(
-        default_factory=RetryModel, description="When a failed round is repeated."
-    )
+    retry: RetryModel = Field(default=_NEVER_READ, description="When a failed round is repeated.")
     rate_limit: Rate | None = Field(
         default=None,
         description="Attempts per second (s), minute (m) or hour (h).",
         examples=["100/s"],
     )
-    tls: TlsModel = Field(default_factory=TlsModel, description="Certificates.")
+    tls: TlsModel = Field(default=_NEVER_READ, description="Certificates.")
 
 
 class SubscriptionModel(PolicyModel):

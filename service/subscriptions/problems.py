@@ -35,18 +35,24 @@ class SubscriptionsError(ConfigurationError):
 
 
 class Report:
-    """Collects what is wrong, or worth a warning, in one document by its place, each told once."""
+    """Collects what is wrong, or worth a warning, in one document by its place, each told once.
+
+    `heard` counts everything, kept or not.
+    """
 
     def __init__(self) -> None:
+        self.heard = 0
         self._problems: dict[tuple[Path, str], None] = {}
         self._warnings: dict[tuple[Path, str], None] = {}
 
     def add(self, path: Path, message: str) -> None:
         """Note a problem."""
+        self.heard += 1
         self._problems.setdefault((path, message))
 
     def warn(self, path: Path, message: str) -> None:
         """Note what is valid but hardly meant; only so many are kept."""
+        self.heard += 1
         if len(self._warnings) < LIMIT:
             self._warnings.setdefault((path, message))
 

@@ -40,8 +40,8 @@ class Snapshot:
         self.version = version
         self.loaded_at = loaded_at
         self.warnings = warnings
-        self._by_id = {subscription.id: subscription for subscription in subscriptions}
-        self._index = MatchIndex(tuple(self._by_id.values()))
+        self._by_id: dict[str, Subscription] = {}
+        self._index = MatchIndex(self._named(subscriptions))
         self._on_undecided = on_undecided
         self._undecided: set[str] = set()
 
@@ -65,6 +65,11 @@ class Snapshot:
             return candidates
         seen = FilterInput(event, data)
         return [candidate for candidate in candidates if self._wants(candidate, seen)]
+
+    def _named(self, subscriptions: Iterable[Subscription]) -> Iterator[Subscription]:
+        for subscription in subscriptions:
+            self._by_id[subscription.id] = subscription
+            yield subscription
 
     def _wants(self, subscription: Subscription, seen: FilterInput) -> bool:
         if subscription.filter is None:
@@ -101,6 +106,10 @@ def changes(before: Snapshot | None, after: Snapshot, files: Iterable[object] = 
     return Changes(
         added=tuple(new.id for new in after if new.id not in old),
         removed=tuple(name for name in old if after.get(name) is None),
-        changed=tuple(new.id for new in after if new.id in old and old[new.id] != new),
+        changed=tuple(new.id for new in after if _differs(old.get(new.id), new)),
         files=tuple(map(str, files)),
     )
+
+
+def _differs(old: Subscription | None, new: Subscription) -> bool:
+    return old is not None and old is not new and old != new

@@ -11,7 +11,6 @@ import errno
 import socket
 import ssl
 import threading
-import weakref
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import cached_property, partial
@@ -94,11 +93,6 @@ class WatchedProtocol(ResponseHandler):
         self._interim = 0
         self._received = 0
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether the connection waits for its next request."""
-        return self.requests > 0 and self.observation is None
-
     def data_received(self, data: bytes) -> None:
         """Pass on an answer; close the connection when bytes come that nobody asked for.
 
@@ -168,9 +162,8 @@ class EgressConnector(aiohttp.TCPConnector):
             keepalive_timeout=_KEEP_ALIVE,
             socket_factory=None if rules is None else partial(_permitted_socket, rules),
         )
-        self._factory = partial(self._watched, self._loop)
+        self._factory: Any = partial(WatchedProtocol, self._loop)
         self._proxy = proxy
-        self._protocols: weakref.WeakSet[WatchedProtocol] = weakref.WeakSet()
 
     def door(self, url: URL, tls: ssl.SSLContext | bool) -> Door:  # noqa: FBT001 - aiohttp's way
         """Return where connections to `url` begin, as `reach` wants to be told; it may be kept."""
@@ -197,19 +190,6 @@ class EgressConnector(aiohttp.TCPConnector):
                 connection.close()  # an answer lies there before the question
         finally:
             observation.reset(token)
-
-    def close_idle(self) -> None:
-        """Drop the connections that wait, and those in use as soon as their answer is there."""
-        for protocol in tuple(self._protocols):
-            if protocol.is_idle:
-                protocol.close()
-            else:
-                protocol.force_close()
-
-    def _watched(self, loop: asyncio.AbstractEventLoop) -> ResponseHandler:
-        protocol = WatchedProtocol(loop)
-        self._protocols.add(protocol)
-        return protocol
 
 
 def _permitted_socket(rules: EgressRules, address: tuple[Any, ...]) -> socket.socket:

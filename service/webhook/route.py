@@ -7,6 +7,7 @@ about the address before a name is resolved is said.
 import re
 import socket
 from base64 import b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
@@ -80,9 +81,11 @@ class Routes:
         self._kept[id(target)] = subscription, target, route
         return route
 
-    def clear(self) -> None:
-        """Forget all routes, and so the subscriptions that they hold."""
-        self._kept.clear()
+    def keep(self, current: Callable[[str], Subscription | None]) -> None:
+        """Forget the routes of subscriptions that are not what they were."""
+        self._kept = {
+            key: kept for key, kept in self._kept.items() if current(kept[0].id) is kept[0]
+        }
 
 
 def build(

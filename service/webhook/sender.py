@@ -7,7 +7,7 @@ environment's proxies are not followed.
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -60,10 +60,12 @@ class WebhookSender:
     ) -> None:
         await self._connector.close()
 
-    def close_idle(self) -> None:
-        """Drop pooled connections and prepared routes, as when subscriptions or rules have changed."""
-        self._routes.clear()
-        self._connector.close_idle()
+    def keep(self, current: Callable[[str], Subscription | None]) -> None:
+        """Forget what was prepared for subscriptions that are not what they were.
+
+        Connections stay in the pool: who may use one depends on its host and certificates alone.
+        """
+        self._routes.keep(current)
 
     async def send(
         self,
