@@ -14,6 +14,7 @@ from typing import Any
 
 from service import __version__
 from service.admin import admin_port
+from service.bounded_log import BoundedLog
 from service.broker import topology
 from service.broker.connection import Address, Broker
 from service.broker.consumer import Lane
@@ -25,7 +26,7 @@ from service.core.address import EgressRules
 from service.deliver import Deliverer
 from service.dispatch import Dispatcher
 from service.errors import ConfigurationError
-from service.log import LAST_LINES, AttemptLines, LineSink, Log, attempt_lines, configure
+from service.log import LAST_LINES, AttemptLines, LineSink, attempt_lines, configure
 from service.metrics import Metrics
 from service.report import Reporter
 from service.schemas import PACKAGED, EventSchemas
@@ -58,7 +59,7 @@ class App:
         self,
         settings: Settings,
         environ: Mapping[str, str],
-        log: Log,
+        log: BoundedLog,
         lines: AttemptLines,
     ) -> None:
         self._settings = settings
@@ -127,6 +128,7 @@ class App:
             loops = [
                 asyncio.create_task(self._watcher.run(), name="subscriptions"),
                 asyncio.create_task(self._broker.run(), name="broker"),
+                asyncio.create_task(self._log.run(), name="log"),
             ]
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -148,6 +150,7 @@ class App:
         if left:
             drained.cancel()
             await asyncio.gather(*(lane.cut_off() for lane in self._lanes))
+        self._log.flush()
         self._log.info(
             "service.stopped",
             left=left,
@@ -314,10 +317,12 @@ async def run(settings: Settings, environ: Mapping[str, str], inherited: Inherit
     """
     sink = LineSink(1)
     sink.attach(asyncio.get_running_loop())
-    log = configure(settings.log_level, settings.log_format, sink)
-    lines = attempt_lines(settings.log_level, settings.log_format, sink, log)
+    unbounded = configure(settings.log_level, settings.log_format, sink)
+    lines = attempt_lines(settings.log_level, settings.log_format, sink, unbounded)
+    log = BoundedLog(unbounded, SystemClock(), settings.log_level)
     log.info("service.started", settings=settings.for_log(), pid=os.getpid())
     try:
         await App(settings, environ, log, lines).run(inherited)
     finally:
+        log.flush()
         sink.close(LAST_LINES)

@@ -25,7 +25,7 @@ from service.core.delivery import (
     describe,
 )
 from service.core.health import Change, TargetState
-from service.log import AttemptLines, Log, rfc3339
+from service.log import AttemptLines, Log, attempts_by, rfc3339
 from service.prepared import Prepared
 
 
@@ -45,7 +45,7 @@ class Reporter:
     def __init__(self, log: Log, meter: Meter, lines: AttemptLines | None = None) -> None:
         self._log = log
         self._meter = meter
-        self._lines = lines or (lambda message, members: log.info(message, **_loaded(members)))
+        self._lines = lines or attempts_by(log)
 
     def succeeded(
         self,
@@ -106,7 +106,8 @@ class Reporter:
         if isinstance(outcome, Answered):
             fields["status"] = fields["http.response.status_code"] = outcome.status
         fields["error"], fields["error.type"] = describe(outcome)[1], kind
-        self._log.warning("attempt.failed", **fields, **_consequence(decision))
+        fields |= _consequence(decision)
+        self._lines("attempt.failed", orjson.dumps(fields)[1:-1])
 
     def changed(
         self, change: Change, subscription_id: str, picked: TargetState, now: float
@@ -163,11 +164,6 @@ _WORDS: Mapping[type[Decision], str] = {
     Defer: "defer",
     DeadLetter: "dead_letter",
 }
-
-
-def _loaded(members: bytes) -> dict[str, Any]:
-    told: dict[str, Any] = orjson.loads(b"{%b}" % members)
-    return told
 
 
 def _target_members(subscription_id: str, picked: TargetState) -> bytes:
