@@ -26,6 +26,7 @@ from service.core.address import EgressRules
 from service.deliver import Deliverer
 from service.dispatch import Dispatcher
 from service.errors import ConfigurationError
+from service.heartbeat import Heartbeat
 from service.log import LAST_LINES, AttemptLines, LineSink, attempt_lines, configure
 from service.metrics import Metrics
 from service.report import Reporter
@@ -61,16 +62,19 @@ class App:
         environ: Mapping[str, str],
         log: BoundedLog,
         lines: AttemptLines,
+        sink: LineSink,
     ) -> None:
         self._settings = settings
         self._environ = Read(environ)
         self._log = log
         self._lines = lines
+        self._sink = sink
         self._clock: Clock = SystemClock()
         self._metrics = Metrics()
         self._states = States(settings.replicas)
         self._running = False
         self._draining = False
+        self._stale = False
         self._watcher = SubscriptionWatcher(
             settings.subscriptions,
             allow_http=settings.allow_http,
@@ -102,6 +106,7 @@ class App:
             ),
         ]
         self._broker = self._new_broker()
+        self._heartbeat = Heartbeat(log, self._clock, self._state, self._counts)
         self._watch()
 
     async def run(self, inherited: Inherited) -> None:
@@ -129,6 +134,7 @@ class App:
                 asyncio.create_task(self._watcher.run(), name="subscriptions"),
                 asyncio.create_task(self._broker.run(), name="broker"),
                 asyncio.create_task(self._log.run(), name="log"),
+                asyncio.create_task(self._heartbeat.run(), name="heartbeat"),
             ]
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -234,6 +240,31 @@ class App:
             missing.append("the broker is not connected")
         return missing
 
+    def _state(self) -> dict[str, Any]:
+        """Return what the regular line tells of now."""
+        health = self._states.health(self._clock.monotonic())
+        return {
+            "ready": not self._missing(),
+            "connected": self._broker.consuming,
+            "blocked": self._broker.blocked,
+            **{f"in_flight_{lane.name}": lane.in_flight for lane in self._lanes},
+            "subscriptions": len(self._watcher.current),
+            "subscriptions_stale": self._stale,
+            "targets_healthy": health.healthy,
+            "targets_ejected": health.ejected + health.probing,
+            "targets_gone": health.gone,
+            "ejected_for_s": round(health.ejected_for),
+            "lines_total": self._sink.written,
+        }
+
+    def _counts(self) -> dict[str, int]:
+        """Return what the regular line tells of what happened, as totals since the start."""
+        return {
+            **self._metrics.counts(),
+            "lines_lost": self._sink.lost,
+            "lines_left_out": self._log.left_out,
+        }
+
     async def status(self) -> dict[str, Any]:
         """Return what is known of lanes, targets and the broker."""
         now = self._clock.monotonic()
@@ -270,7 +301,8 @@ class App:
         }
 
     def _loaded(self, snapshot: Snapshot, changes: Changes) -> None:
-        self._states.keep(snapshot.get, changes.removed)
+        self._stale = False
+        self._states.keep(snapshot.get, changes.removed, changes.changed)
         if self._running and (changes.changed or changes.removed or changes.files):
             self._sender.close_idle()
             gc.freeze()
@@ -286,6 +318,7 @@ class App:
             self._log.warning("subscriptions.doubtful", warning=str(problem))
 
     def _refused(self, error: ConfigurationError) -> None:
+        self._stale = True
         self._log.error(
             "subscriptions.refused", source=str(self._settings.subscriptions), error=str(error)
         )
@@ -322,7 +355,7 @@ async def run(settings: Settings, environ: Mapping[str, str], inherited: Inherit
     log = BoundedLog(unbounded, SystemClock(), settings.log_level)
     log.info("service.started", settings=settings.for_log(), pid=os.getpid())
     try:
-        await App(settings, environ, log, lines).run(inherited)
+        await App(settings, environ, log, lines, sink).run(inherited)
     finally:
         log.flush()
         sink.close(LAST_LINES)

@@ -301,6 +301,40 @@ CATALOGUE: tuple[LogEvent, ...] = (
         },
     ),
     LogEvent(
+        "service.alive",
+        "info",
+        "Every minute, whatever else is written.",
+        "Nothing; where these lines stop, the process hangs, is gone, or its lines do not arrive.",
+        {
+            "pid": count(
+                "The process id; with `run --workers` each process has a line of its own."
+            ),
+            "uptime_s": count("For how many seconds the process has run."),
+            "ready": flag("Whether it consumes."),
+            "connected": flag("Whether it is connected to the broker."),
+            "blocked": flag("Whether the broker refuses publishes (memory or disk alarm)."),
+            "in_flight_intake": count("Messages of the intake lane that are being worked on."),
+            "in_flight_backlog": count("Messages of the backlog lane that are being worked on."),
+            "subscriptions": count("Subscriptions in force."),
+            "subscriptions_stale": flag("Whether the files were changed since, and refused."),
+            "targets_healthy": count("Targets used so far that are in the rotation."),
+            "targets_ejected": count("Targets that are left out of it for a while."),
+            "targets_gone": count("Targets that answered 410."),
+            "ejected_for_s": count("For how long the one left out longest has been, in seconds."),
+            "lines_total": count("Log lines that this process wrote since its start."),
+            "lines_lost": count("Lines since the one before that nobody took (see log.gap)."),
+            "lines_left_out": count(
+                "Lines since the one before that were left out: too many came."
+            ),
+            "received": count("Messages taken from the broker since the line before."),
+            "attempts": count("Attempts since the line before."),
+            "delivered": count("Attempts since the line before that were answered 2xx."),
+            "deferred": count("Deliveries put off without an attempt since the line before."),
+            "dead_lettered": count("Deliveries parked as dead letters since the line before."),
+            "rejected": count("Messages rejected since the line before."),
+        },
+    ),
+    LogEvent(
         "service.draining",
         "info",
         "A signal asked the process to stop: no more intake, what is in flight is finished.",

@@ -49,14 +49,19 @@ class LineSink:
     A reader that is slow, stuck or gone must not stop deliveries: a pipe is written to only while it has
     room, the rest waits in memory, and beyond `limit` bytes lines are left out and counted.  As soon as
     there is room again, a line tells how many are missing.
+
+    `written` and `lost` are how many lines left the process since the start, and how many never will.
     """
 
     def __init__(self, descriptor: int, limit: int = 16 * 1024**2) -> None:
+        self.written = 0
+        self.lost = 0
         self._descriptor = descriptor
         self._limit = limit
         self._lines: deque[bytes] = deque()
         self._rest = b""
         self._size = 0
+        self._in_rest = 0
         self._left_out = 0
         self._torn = False
         self._failure = ""
@@ -73,6 +78,7 @@ class LineSink:
         """Take one finished line, without its newline."""
         if self._size > self._limit:
             self._left_out += 1
+            self.lost += 1
             return
         self._lines.append(line)
         self._size += len(line) + 1
@@ -100,6 +106,8 @@ class LineSink:
             self._torn = not self._rest[:written].endswith(b"\n")
             self._rest = self._rest[written:]
             self._size -= written
+            if not self._rest:
+                self.written += self._in_rest
             if self._left_out and not self._rest and not self._lines:
                 self._tell_left_out()
         if (self._rest or self._lines) and self._loop is not None:
@@ -123,11 +131,15 @@ class LineSink:
         while self._lines and size + len(self._lines[0]) < select.PIPE_BUF:
             size += len(self._lines[0]) + 1
             lines.append(self._lines.popleft())
+        self._in_rest = len(lines)
         return b"\n".join([*lines, b""])
 
     def _lose(self, error: OSError) -> None:
         """Give up what cannot be written: the disk is full, or the reader is gone."""
-        self._left_out += self._rest.removeprefix(b"\n").count(b"\n") + len(self._lines)
+        unwritten = self._rest.removeprefix(b"\n").count(b"\n")
+        self.written += self._in_rest - unwritten if self._rest else 0
+        self._left_out += unwritten + len(self._lines)
+        self.lost += unwritten + len(self._lines)
         self._failure = error.strerror or type(error).__name__
         self._rest = b""
         self._lines.clear()

@@ -31,6 +31,16 @@ class _Attempts:
         self._buckets: dict[str, list[int]] = {}
         self._sums: dict[str, float] = {}
 
+    @property
+    def total(self) -> int:
+        """Return how many there were."""
+        return sum(self._counts.values())
+
+    @property
+    def delivered(self) -> int:
+        """Return how many were answered 2xx."""
+        return sum(count for (_, outcome), count in self._counts.items() if outcome[0] == "2")
+
     def add(self, lane: str, outcome: str, seconds: float) -> None:
         key = (lane, outcome)
         self._counts[key] = self._counts.get(key, 0) + 1
@@ -157,9 +167,25 @@ class Metrics:
         """Show a value that is asked for at each scrape."""
         Gauge(name, description, namespace=_NAMESPACE, registry=self._registry).set_function(value)
 
+    def counts(self) -> dict[str, int]:
+        """Return what the regular line tells, since the start and over all labels."""
+        return {
+            "received": _sum(self._received),
+            "attempts": self._attempts.total,
+            "delivered": self._attempts.delivered,
+            "deferred": _sum(self._deferred),
+            "dead_lettered": _sum(self._dead),
+            "rejected": _sum(self._rejected),
+        }
+
     def page(self) -> bytes:
         """Return the metrics in Prometheus' text format 0.0.4."""
         return generate_latest(self._registry)
 
     def _counter(self, name: str, description: str, *labels: str) -> Counter:
         return Counter(name, description, labels, namespace=_NAMESPACE, registry=self._registry)
+
+
+def _sum(counter: Counter) -> int:
+    samples = (sample for family in counter.collect() for sample in family.samples)
+    return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))

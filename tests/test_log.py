@@ -134,6 +134,7 @@ async def test_a_reader_that_is_stuck_holds_nothing_up_and_then_gets_every_line(
         await asyncio.sleep(0.005)
         found += drained(reader)
     assert [int(line.split()[0]) for line in found.splitlines()] == list(range(1000))
+    assert (sink.written, sink.lost) == (1000, 0)
     os.close(reader)
     os.close(writer)
 
@@ -152,6 +153,7 @@ async def test_beyond_its_bound_lines_are_left_out_and_counted():
     lines = found.splitlines()
     gap = json.loads(lines[-1])
     assert gap["lines"] + len(lines) - 1 == 1000
+    assert (sink.written, sink.lost) == (len(lines), gap["lines"])
     jsonschema.validate(gap, json_schema(next(e for e in CATALOGUE if e.name == "log.gap")))
     os.close(reader)
     os.close(writer)
@@ -160,10 +162,14 @@ async def test_beyond_its_bound_lines_are_left_out_and_counted():
 def test_a_reader_that_is_gone_and_a_full_disk_raise_nothing():
     reader, writer = os.pipe()
     os.close(reader)
-    LineSink(writer).msg(b"nobody hears this")
+    sink = LineSink(writer)
+    sink.msg(b"nobody hears this")
+    assert (sink.written, sink.lost) == (0, 1)
     os.close(writer)
     with Path("/dev/full").open("wb", buffering=0) as full:
-        LineSink(full.fileno()).msg(b"nor this")
+        sink = LineSink(full.fileno())
+        sink.msg(b"nor this")
+        assert (sink.written, sink.lost) == (0, 1)
 
 
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 50_000])

@@ -28,8 +28,12 @@ from tests.receivers import Answer, Recorder
 MADE_UP = frozenset({"broker.blocked", "log.gap", "service.fault"})
 """An alarm of the broker, a reader that takes nothing, a fault of the program."""
 
-# An ejection lasts 30 s and more; nobody wants to wait for that in a test.
-_SHORT_EJECTIONS = "import service.core.health\nservice.core.health.EJECTION_BASE = 1.0\n"
+# An ejection lasts 30 s and more, and the regular line comes once a minute; nobody wants to wait for
+# that in a test.
+_IMPATIENT = (
+    "import service.core.health, service.heartbeat\n"
+    "service.core.health.EJECTION_BASE = 1.0\nservice.heartbeat.EVERY = 1.0\n"
+)
 _QUEUES = ("intake", "deliveries", "dead", "rejected", "unrouted")
 
 
@@ -67,7 +71,7 @@ class Run:
 async def real_run(amqp_url: str, folder: Path) -> Run:
     """Run it all, which takes some ten seconds, and leave nothing behind in the broker."""
     prefix, exchange = (f"test-{kind}-{uuid.uuid4().hex[:12]}" for kind in ("mon", "mon-events"))
-    (folder / "sitecustomize.py").write_text(_SHORT_EJECTIONS)
+    (folder / "sitecustomize.py").write_text(_IMPATIENT)
     try:
         async with station(amqp_url, prefix, exchange, folder) as it:
             it.environ["PYTHONPATH"] = f"{folder}:{it.environ['PYTHONPATH']}"
