@@ -73,7 +73,7 @@ class App:
         self._metrics = Metrics()
         self._states = States(settings.replicas)
         self._running = False
-        self._draining = False
+        self._draining: float | None = None
         self._stale = False
         self._watcher = SubscriptionWatcher(
             settings.subscriptions,
@@ -146,7 +146,7 @@ class App:
 
     async def _drain(self) -> None:
         started = self._clock.monotonic()
-        self._draining = True
+        self._draining = started
         timeout = self._settings.drain_timeout
         self._log.info("service.draining", in_flight=self._in_flight(), timeout_s=timeout)
         await self._broker.stop_consuming()
@@ -220,6 +220,29 @@ class App:
         self._metrics.watch(
             "subscriptions", "Subscriptions in force.", lambda: float(len(self._watcher.current))
         )
+        self._metrics.watch(
+            "subscriptions_stale",
+            "1 while the files of subscriptions are refused, and those before them are in force.",
+            lambda: float(self._stale),
+        )
+        self._metrics.watch("draining_seconds", "For how long it has drained.", self._draining_for)
+        self._metrics.watch_health(lambda: self._states.health(self._clock.monotonic()))
+        self._watch_lines()
+
+    def _watch_lines(self) -> None:
+        total, log, sink = self._metrics.watch_total, self._log, self._sink
+        total("log_lines", "Log lines written.", lambda: sink.written)
+        total("log_lines_lost", "Log lines that nobody took.", lambda: sink.lost)
+        total("log_lines_left_out", "Log lines left out: of what flaps.", lambda: log.left_out)
+        total(
+            "subscriptions_refused",
+            "Changes of the subscriptions that were refused.",
+            lambda: log.counts["subscriptions.refused"],
+        )
+        total("faults", "Faults of this program.", lambda: log.counts["service.fault"])
+
+    def _draining_for(self) -> float:
+        return 0.0 if self._draining is None else self._clock.monotonic() - self._draining
 
     def _in_flight(self) -> int:
         return sum(lane.in_flight for lane in self._lanes)
@@ -234,7 +257,7 @@ class App:
 
     def _missing(self) -> list[str]:
         missing = []
-        if self._draining:
+        if self._draining is not None:
             missing.append("draining")
         if not self._broker.consuming:
             missing.append("the broker is not connected")

@@ -329,6 +329,7 @@ CATALOGUE: tuple[LogEvent, ...] = (
             "received": count("Messages taken from the broker since the line before."),
             "attempts": count("Attempts since the line before."),
             "delivered": count("Attempts since the line before that were answered 2xx."),
+            "delivered_age_s": count("How old their events were together, in whole seconds."),
             "deferred": count("Deliveries put off without an attempt since the line before."),
             "dead_lettered": count("Deliveries parked as dead letters since the line before."),
             "rejected": count("Messages rejected since the line before."),

@@ -32,7 +32,9 @@ from service.prepared import Prepared
 class Meter(Protocol):
     """Counts what happens."""
 
-    def attempted(self, lane: str, outcome: str, seconds: float) -> None: ...  # noqa: D102
+    def attempted(self, lane: str, outcome: str, seconds: float, /) -> None: ...  # noqa: D102
+
+    def delivered(self, lane: str, outcome: str, seconds: float, age: float, /) -> None: ...  # noqa: D102
 
     def deferred(self, cause: str) -> None: ...  # noqa: D102
 
@@ -60,7 +62,8 @@ class Reporter:
         span: str | None,
     ) -> None:
         """Tell of an attempt that was answered 2xx; `now` in Unix seconds."""
-        self._meter.attempted(lane, str(status), seconds)
+        age = now - prepared.event.time_unix
+        self._meter.delivered(lane, str(status), seconds, age)
         if not picked.members:
             picked.members = _target_members(delivery.subscription_id, picked)
         trace = b',"trace_id":"%b","span_id":"%b"' % (
@@ -77,7 +80,7 @@ class Reporter:
                 delivery.round,
                 delivery.attempts + 1,
                 1000 * seconds,
-                1000 * (now - prepared.event.time_unix),
+                1000 * age,
                 status,
                 status,
                 trace,

@@ -53,11 +53,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The lines of all processes in the order of their time, and /metrics before and after the work."""
+    """The lines of all processes in the order of their time, and /metrics before and after the work.
+
+    `workers` is that of `run --workers`.
+    """
 
     lines: list[Line]
     before: str
     after: str
+    workers: str
 
     def of(self, message: str, **fields: Any) -> list[Line]:
         """Return the lines of one kind with these fields."""
@@ -77,7 +81,7 @@ async def real_run(amqp_url: str, folder: Path) -> Run:
             it.environ["PYTHONPATH"] = f"{folder}:{it.environ['PYTHONPATH']}"
             slow = await _drains_too_slowly(it)
             main, before, after = await _works(it)
-            lost = await _loses_a_worker(it)
+            lost, workers = await _loses_a_worker(it)
             away = await _finds_no_broker(it)
     finally:
         await _clean(amqp_url, prefix, exchange)
@@ -87,7 +91,7 @@ async def real_run(amqp_url: str, folder: Path) -> Run:
         for pod, dispatcher in pods.items()
         for raw, told in zip(dispatcher.raw, dispatcher.lines, strict=True)
     ]
-    return Run(sorted(lines, key=lambda line: str(line.told["timestamp"])), before, after)
+    return Run(sorted(lines, key=lambda line: str(line.told["timestamp"])), before, after, workers)
 
 
 async def _drains_too_slowly(it: Station) -> Dispatcher:
@@ -155,14 +159,15 @@ async def _works(it: Station) -> tuple[Dispatcher, str, str]:
     return dispatcher, before, after
 
 
-async def _loses_a_worker(it: Station) -> Dispatcher:
+async def _loses_a_worker(it: Station) -> tuple[Dispatcher, str]:
     dispatcher = it.new(subscription("good", "http://127.0.0.1:1/x"))
     dispatcher.arguments = ("--workers", "2")
     await dispatcher.start()
     os.kill(dispatcher.of("service.started")[0]["pid"], signal.SIGKILL)
     await dispatcher.line("worker.died")
+    page = (await dispatcher.get("/metrics"))[1]
     assert await dispatcher.stop() == 0
-    return dispatcher
+    return dispatcher, page
 
 
 async def _finds_no_broker(it: Station) -> Dispatcher:
