@@ -16,7 +16,7 @@ from service import __version__
 from service.admin import admin_port
 from service.bounded_log import BoundedLog
 from service.broker import topology
-from service.broker.connection import Address, Broker
+from service.broker.connection import Address, Broker, Waiting
 from service.broker.consumer import Lane
 from service.broker.outbox import Outbox
 from service.broker.publisher import Publisher
@@ -75,6 +75,7 @@ class App:
         self._running = False
         self._draining: float | None = None
         self._stale = False
+        self._waiting: Waiting | None = None
         self._watcher = SubscriptionWatcher(
             settings.subscriptions,
             allow_http=settings.allow_http,
@@ -157,6 +158,7 @@ class App:
             drained.cancel()
             await asyncio.gather(*(lane.cut_off() for lane in self._lanes))
         self._log.flush()
+        self._heartbeat.beat()  # what it counted since the last one would be missing from every sum
         self._log.info(
             "service.stopped",
             left=left,
@@ -201,7 +203,7 @@ class App:
             self._log,
             self._clock,
             declare=settings.declare_topology,
-            on_unrouted=self._metrics.unrouted,
+            on_waiting=self._note_waiting,
         )
 
     def _watch(self) -> None:
@@ -227,7 +229,33 @@ class App:
         )
         self._metrics.watch("draining_seconds", "For how long it has drained.", self._draining_for)
         self._metrics.watch_health(lambda: self._states.health(self._clock.monotonic()))
+        self._watch_waiting()
         self._watch_lines()
+
+    def _watch_waiting(self) -> None:
+        known = self._metrics.watch_known
+        for name, description in (
+            ("unrouted_messages", "Messages in the unrouted queue; must be 0."),
+            ("dead_letters_waiting", "Dead letters that wait for somebody to decide."),
+            (
+                "rejected_events_waiting",
+                "Rejected events that do, those that the broker parked included.",
+            ),
+        ):
+            known(name, description, lambda name=name: self._waiting_now().get(name))  # type: ignore[misc]
+
+    def _note_waiting(self, waiting: Waiting) -> None:
+        self._waiting = waiting
+
+    def _waiting_now(self) -> dict[str, int]:
+        """Return what waits in the broker for people; nothing while that cannot be known."""
+        if self._waiting is None or not self._broker.consuming:
+            return {}
+        return {
+            "unrouted_messages": self._waiting.unrouted,
+            "dead_letters_waiting": self._waiting.dead,
+            "rejected_events_waiting": self._waiting.rejected,
+        }
 
     def _watch_lines(self) -> None:
         total, log, sink = self._metrics.watch_total, self._log, self._sink
@@ -278,6 +306,7 @@ class App:
             "targets_gone": health.gone,
             "ejected_for_s": round(health.ejected_for),
             "lines_total": self._sink.written,
+            **self._waiting_now(),
         }
 
     def _counts(self) -> dict[str, int]:

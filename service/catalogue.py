@@ -303,7 +303,7 @@ CATALOGUE: tuple[LogEvent, ...] = (
     LogEvent(
         "service.alive",
         "info",
-        "Every minute, whatever else is written.",
+        "Every minute, whatever else is written, and once more before the process ends.",
         "Nothing; where these lines stop, the process hangs, is gone, or its lines do not arrive.",
         {
             "pid": count(
@@ -333,6 +333,11 @@ CATALOGUE: tuple[LogEvent, ...] = (
             "deferred": count("Deliveries put off without an attempt since the line before."),
             "dead_lettered": count("Deliveries parked as dead letters since the line before."),
             "rejected": count("Messages rejected since the line before."),
+        },
+        {
+            "unrouted_messages": count("Messages in the unrouted queue; must be 0."),
+            "dead_letters_waiting": count("Dead letters that wait for somebody to decide."),
+            "rejected_events_waiting": count("Rejected events that do, also those of the broker."),
         },
     ),
     LogEvent(

@@ -176,12 +176,6 @@ class Metrics:
             namespace=_NAMESPACE,
             registry=self._registry,
         )
-        self._unrouted = Gauge(
-            "unrouted_messages",
-            "Messages in the unrouted queue; must be 0.",
-            namespace=_NAMESPACE,
-            registry=self._registry,
-        )
         self._in_flight = Gauge(
             "messages_in_flight",
             "Messages taken and not yet settled.",
@@ -220,10 +214,6 @@ class Metrics:
         """Count an event that nobody wanted."""
         self._unmatched.inc()
 
-    def unrouted(self, messages: int) -> None:
-        """Note how many messages the catch-all queue holds."""
-        self._unrouted.set(messages)
-
     def watch_in_flight(self, lane: str, count: Callable[[], int]) -> None:
         """Show a lane's messages in flight."""
         self._in_flight.labels(lane).set_function(count)
@@ -231,6 +221,14 @@ class Metrics:
     def watch(self, name: str, description: str, value: Callable[[], float]) -> None:
         """Show a value that is asked for at each scrape."""
         Gauge(name, description, namespace=_NAMESPACE, registry=self._registry).set_function(value)
+
+    def watch_known(self, name: str, description: str, value: Callable[[], float | None]) -> None:
+        """Show a value that is asked for at each scrape, and nothing while it is not known."""
+
+        def ask() -> Iterable[Metric]:
+            yield GaugeMetricFamily(f"{_NAMESPACE}_{name}", description, value=value())
+
+        self._registry.register(_Asked(ask))
 
     def watch_total(self, name: str, description: str, total: Callable[[], float]) -> None:
         """Show a total that is asked for at each scrape; `name` without its `_total`."""

@@ -255,6 +255,8 @@ _JOINED: Final[Mapping[str, Callable[[list[float]], float]]] = {
     "webhook_dispatcher_broker_connected": min,
     "webhook_dispatcher_broker_blocked": max,
     "webhook_dispatcher_unrouted_messages": max,
+    "webhook_dispatcher_dead_letters_waiting": max,
+    "webhook_dispatcher_rejected_events_waiting": max,
     "webhook_dispatcher_subscriptions": max,
     "webhook_dispatcher_subscriptions_stale": max,
     "webhook_dispatcher_subscriptions_refused": max,

@@ -118,7 +118,7 @@ class Rig:
             silence,
             self.clock,
             declare=True,
-            on_unrouted=lambda _: None,
+            on_waiting=lambda _: None,
         )
         running = asyncio.create_task(broker.run())
         try:

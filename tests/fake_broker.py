@@ -851,7 +851,7 @@ class Process:
             log,
             clock,
             declare=True,
-            on_unrouted=_ignore,
+            on_waiting=_ignore,
         )
         self.running = asyncio.get_running_loop().create_task(self.broker.run())
 

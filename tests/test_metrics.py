@@ -1,11 +1,14 @@
 """The metrics page: what is counted, by labels whose number is bounded."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 
+import pika  # type: ignore[import-untyped]
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.broker.topology import POISON_LIMIT
 from service.metrics import Metrics
 from service.publish import Publisher
 from service.states import Health
@@ -124,3 +127,49 @@ async def test_a_dispatcher_that_drains_tells_for_how_long(it: Station):
 
         await dispatcher.until(draining)
         assert await dispatcher.ended() == 0
+
+
+def _nobody_settles(amqp_url: str, queue: str) -> None:
+    """Take a message and give it back, until the broker has had enough of that."""
+    connection = pika.BlockingConnection(pika.URLParameters(amqp_url))
+    channel = connection.channel()
+    for taken in range(1, POISON_LIMIT + 2):
+        method, _, _ = next(channel.consume(queue, inactivity_timeout=20))
+        assert method is not None, f"it came {taken} times only"
+        channel.basic_nack(method.delivery_tag, requeue=True)
+    connection.close()
+
+
+async def test_what_the_broker_itself_parks_is_told_though_no_dispatcher_rejected_it(it: Station):
+    wanted = subscription("s", "http://127.0.0.1:1/")
+    first = await it.dispatcher(wanted)
+    told = values((await first.get("/metrics"))[1])
+    assert told["rejected_events_waiting"] == told["dead_letters_waiting"] == 0
+    assert await first.stop() == 0
+    async with Publisher(it.amqp_url, it.exchange) as publisher:
+        await publisher.publish("order.shipped", {})
+    await asyncio.to_thread(_nobody_settles, it.amqp_url, f"{it.prefix}.intake")
+    second = await it.dispatcher(wanted)
+
+    async def known() -> bool:
+        told = values((await second.get("/metrics"))[1])
+        return told.get("rejected_events_waiting") == 1
+
+    await second.until(known)
+    assert await second.stop() == 0
+    assert not second.of("event.rejected")
+    [parked] = await it.parked("rejected")
+    assert parked["reason"] == "poison"
+
+
+async def test_what_waits_is_not_told_while_it_cannot_be_known(it: Station):
+    it.environ["DISPATCHER_AMQP_URL"] = "amqp://guest:guest@127.0.0.1:1/"
+    dispatcher = it.new(subscription("s", "http://127.0.0.1:1/"))
+    await dispatcher.launch()
+    await dispatcher.line("broker.disconnected")
+    told = values((await dispatcher.get("/metrics"))[1])
+    assert told["broker_connected"] == 0
+    assert (
+        not {"rejected_events_waiting", "dead_letters_waiting", "unrouted_messages"} & told.keys()
+    )
+    assert await dispatcher.stop() == 0

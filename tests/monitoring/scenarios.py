@@ -71,7 +71,7 @@ def living(
     line = run.of("service.alive")[0]
     state = {
         "ready": True, "connected": True, "blocked": False, "subscriptions_stale": False,
-        "attempts": 40, "lines_total": 100,
+        "attempts": 40, "lines_total": 100, "rejected": 0, "rejected_events_waiting": 2,
     }  # fmt: skip
     return [
         at(minute + number * 0.01, line, pod, **state | changes)
@@ -288,6 +288,27 @@ def traffic_comes_in_bursts(run: Run) -> Scenario:
     return Scenario(entries, [])
 
 
+def the_broker_parks_messages(run: Run) -> Scenario:
+    """Three messages were delivered too often; before that a dispatcher rejected two, and said so."""
+    return Scenario(
+        [
+            *healthy(run),
+            *living(run, 0, 20),
+            *living(run, 20, 21, A, rejected=2, rejected_events_waiting=4),
+            *living(run, 20, 21, B, rejected_events_waiting=4),
+            *(at(20, run.of("event.rejected")[0], A) for _ in range(2)),
+            *living(run, 21, 50, rejected_events_waiting=4),
+            *living(run, 50, 80, rejected_events_waiting=7),
+            # Somebody decided.
+            *living(run, 80, MINUTES, rejected_events_waiting=0),
+        ],
+        [
+            Fires("WebhookEventsRejected", "reason", "not_json", (20, 21), (34, 36)),
+            Fires("WebhookParkedByBroker", None, None, (53, 55), (63, 66)),
+        ],
+    )
+
+
 SCENARIOS: tuple[Callable[[Run], Scenario], ...] = (
     all_is_well,
     trouble,
@@ -299,4 +320,5 @@ SCENARIOS: tuple[Callable[[Run], Scenario], ...] = (
     it_has_only_just_begun,
     it_is_idle_for_a_while,
     traffic_comes_in_bursts,
+    the_broker_parks_messages,
 )
