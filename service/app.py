@@ -10,9 +10,7 @@ import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
 
-from service import __version__
 from service.admin import admin_port
 from service.bounded_log import BoundedLog
 from service.broker import topology
@@ -35,6 +33,7 @@ from service.settings import Read, Settings, unknown_names
 from service.signals import stop_signal
 from service.states import States
 from service.subscriptions import Changes, Snapshot, SubscriptionWatcher
+from service.vitals import Vitals
 from service.webhook.formats import render
 from service.webhook.sender import WebhookSender
 
@@ -68,14 +67,10 @@ class App:
         self._environ = Read(environ)
         self._log = log
         self._lines = lines
-        self._sink = sink
         self._clock: Clock = SystemClock()
         self._metrics = Metrics()
         self._states = States(settings.replicas)
         self._running = False
-        self._draining: float | None = None
-        self._stale = False
-        self._waiting: Waiting | None = None
         self._watcher = SubscriptionWatcher(
             settings.subscriptions,
             allow_http=settings.allow_http,
@@ -107,8 +102,17 @@ class App:
             ),
         ]
         self._broker = self._new_broker()
-        self._heartbeat = Heartbeat(log, self._clock, self._state, self._counts)
-        self._watch()
+        self._vitals = Vitals(
+            self._metrics,
+            log,
+            sink,
+            self._clock,
+            self._watcher,
+            self._states,
+            self._lanes,
+            self._broker,
+        )
+        self._heartbeat = Heartbeat(log, self._clock, self._vitals.state, self._vitals.counts)
 
     async def run(self, inherited: Inherited) -> None:
         """Run until SIGTERM or SIGINT, then drain.  Raises ConfigurationError at the start only."""
@@ -125,7 +129,7 @@ class App:
                 admin_port(
                     self._settings.admin_host,
                     self._settings.admin_port,
-                    self,
+                    self._vitals,
                     None
                     if inherited.admin_fd is None
                     else socket.socket(fileno=inherited.admin_fd),
@@ -147,13 +151,13 @@ class App:
 
     async def _drain(self) -> None:
         started = self._clock.monotonic()
-        self._draining = started
+        self._vitals.draining_since = started
         timeout = self._settings.drain_timeout
-        self._log.info("service.draining", in_flight=self._in_flight(), timeout_s=timeout)
+        self._log.info("service.draining", in_flight=self._vitals.in_flight(), timeout_s=timeout)
         await self._broker.stop_consuming()
         drained = asyncio.gather(*(lane.drained() for lane in self._lanes))
         await asyncio.wait([drained], timeout=timeout)
-        left = self._in_flight()
+        left = self._vitals.in_flight()
         if left:
             drained.cancel()
             await asyncio.gather(*(lane.cut_off() for lane in self._lanes))
@@ -206,154 +210,11 @@ class App:
             on_waiting=self._note_waiting,
         )
 
-    def _watch(self) -> None:
-        for lane in self._lanes:
-            self._metrics.watch_in_flight(lane.name, lambda lane=lane: lane.in_flight)  # type: ignore[misc]
-        self._metrics.watch(
-            "broker_connected",
-            "1 while every lane consumes.",
-            lambda: float(self._broker.consuming),
-        )
-        self._metrics.watch(
-            "broker_blocked",
-            "1 while an alarm stops publishing.",
-            lambda: float(self._broker.blocked),
-        )
-        self._metrics.watch(
-            "subscriptions", "Subscriptions in force.", lambda: float(len(self._watcher.current))
-        )
-        self._metrics.watch(
-            "subscriptions_stale",
-            "1 while the files of subscriptions are refused, and those before them are in force.",
-            lambda: float(self._stale),
-        )
-        self._metrics.watch("draining_seconds", "For how long it has drained.", self._draining_for)
-        self._metrics.watch_health(lambda: self._states.health(self._clock.monotonic()))
-        self._watch_waiting()
-        self._watch_lines()
-
-    def _watch_waiting(self) -> None:
-        known = self._metrics.watch_known
-        for name, description in (
-            ("unrouted_messages", "Messages in the unrouted queue; must be 0."),
-            ("dead_letters_waiting", "Dead letters that wait for somebody to decide."),
-            (
-                "rejected_events_waiting",
-                "Rejected events that do, those that the broker parked included.",
-            ),
-        ):
-            known(name, description, lambda name=name: self._waiting_now().get(name))  # type: ignore[misc]
-
     def _note_waiting(self, waiting: Waiting) -> None:
-        self._waiting = waiting
-
-    def _waiting_now(self) -> dict[str, int]:
-        """Return what waits in the broker for people; nothing while that cannot be known."""
-        if self._waiting is None or not self._broker.consuming:
-            return {}
-        return {
-            "unrouted_messages": self._waiting.unrouted,
-            "dead_letters_waiting": self._waiting.dead,
-            "rejected_events_waiting": self._waiting.rejected,
-        }
-
-    def _watch_lines(self) -> None:
-        total, log, sink = self._metrics.watch_total, self._log, self._sink
-        total("log_lines", "Log lines written.", lambda: sink.written)
-        total("log_lines_lost", "Log lines that nobody took.", lambda: sink.lost)
-        total("log_lines_left_out", "Log lines left out: of what flaps.", lambda: log.left_out)
-        total(
-            "subscriptions_refused",
-            "Changes of the subscriptions that were refused.",
-            lambda: log.counts["subscriptions.refused"],
-        )
-        total("faults", "Faults of this program.", lambda: log.counts["service.fault"])
-
-    def _draining_for(self) -> float:
-        return 0.0 if self._draining is None else self._clock.monotonic() - self._draining
-
-    def _in_flight(self) -> int:
-        return sum(lane.in_flight for lane in self._lanes)
-
-    async def not_ready(self) -> list[str]:
-        """Return what readiness still waits for."""
-        return self._missing()
-
-    async def metrics(self) -> bytes:
-        """Return the metrics page."""
-        return self._metrics.page()
-
-    def _missing(self) -> list[str]:
-        missing = []
-        if self._draining is not None:
-            missing.append("draining")
-        if not self._broker.consuming:
-            missing.append("the broker is not connected")
-        return missing
-
-    def _state(self) -> dict[str, Any]:
-        """Return what the regular line tells of now."""
-        health = self._states.health(self._clock.monotonic())
-        return {
-            "ready": not self._missing(),
-            "connected": self._broker.consuming,
-            "blocked": self._broker.blocked,
-            **{f"in_flight_{lane.name}": lane.in_flight for lane in self._lanes},
-            "subscriptions": len(self._watcher.current),
-            "subscriptions_stale": self._stale,
-            "targets_healthy": health.healthy,
-            "targets_ejected": health.ejected + health.probing,
-            "targets_gone": health.gone,
-            "ejected_for_s": round(health.ejected_for),
-            "lines_total": self._sink.written,
-            **self._waiting_now(),
-        }
-
-    def _counts(self) -> dict[str, int]:
-        """Return what the regular line tells of what happened, as totals since the start."""
-        return {
-            **self._metrics.counts(),
-            "lines_lost": self._sink.lost,
-            "lines_left_out": self._log.left_out,
-        }
-
-    async def status(self) -> dict[str, Any]:
-        """Return what is known of lanes, targets and the broker."""
-        now = self._clock.monotonic()
-        return {
-            "version": __version__,
-            "ready": not self._missing(),
-            "waiting_for": self._missing(),
-            "broker": {"consuming": self._broker.consuming, "blocked": self._broker.blocked},
-            "lanes": {
-                lane.name: {"in_flight": lane.in_flight, "prefetch": lane.prefetch}
-                for lane in self._lanes
-            },
-            "subscriptions": {
-                "count": len(self._watcher.current),
-                "loaded_at": self._watcher.current.loaded_at,
-            },
-            "targets": [
-                {
-                    "subscription_id": known.subscription.id,
-                    "target": state.label,
-                    "weight": state.target.weight,
-                    "effective_weight": state.effective_weight(now) / 100,
-                    "backup": state.target.backup,
-                    "health": state.health,
-                    "failures": state.failures,
-                    "in_flight": state.in_flight,
-                    "max_in_flight": state.target.max_in_flight,
-                    "latency_ms": None if state.latency is None else round(1000 * state.latency, 1),
-                    "throttled_for_s": round(max(0.0, state.throttled_until - now), 1),
-                }
-                for known in self._states.known()
-                for state in known.targets
-            ],
-        }
+        self._vitals.waiting = waiting
 
     def _loaded(self, snapshot: Snapshot, changes: Changes) -> None:
-        self._stale = False
+        self._vitals.stale = False
         self._states.keep(snapshot.get, changes.removed, changes.changed)
         if self._running and (changes.changed or changes.removed or changes.files):
             self._sender.close_idle()
@@ -370,7 +231,7 @@ class App:
             self._log.warning("subscriptions.doubtful", warning=str(problem))
 
     def _refused(self, error: ConfigurationError) -> None:
-        self._stale = True
+        self._vitals.stale = True
         self._log.error(
             "subscriptions.refused", source=str(self._settings.subscriptions), error=str(error)
         )
