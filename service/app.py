@@ -10,12 +10,11 @@ import socket
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
 
-from service import __version__
 from service.admin import admin_port
+from service.bounded_log import BoundedLog
 from service.broker import topology
-from service.broker.connection import Address, Broker
+from service.broker.connection import Address, Broker, Waiting
 from service.broker.consumer import Lane
 from service.broker.outbox import Outbox
 from service.broker.publisher import Publisher
@@ -25,7 +24,8 @@ from service.core.address import EgressRules
 from service.deliver import Deliverer
 from service.dispatch import Dispatcher
 from service.errors import ConfigurationError
-from service.log import LAST_LINES, AttemptLines, LineSink, Log, attempt_lines, configure
+from service.heartbeat import Heartbeat
+from service.log import LAST_LINES, AttemptLines, LineSink, attempt_lines, configure
 from service.metrics import Metrics
 from service.report import Reporter
 from service.schemas import PACKAGED, EventSchemas
@@ -33,6 +33,7 @@ from service.settings import Read, Settings, unknown_names
 from service.signals import stop_signal
 from service.states import States
 from service.subscriptions import Changes, Snapshot, SubscriptionWatcher
+from service.vitals import Vitals
 from service.webhook.formats import render
 from service.webhook.sender import WebhookSender
 
@@ -58,8 +59,9 @@ class App:
         self,
         settings: Settings,
         environ: Mapping[str, str],
-        log: Log,
+        log: BoundedLog,
         lines: AttemptLines,
+        sink: LineSink,
     ) -> None:
         self._settings = settings
         self._environ = Read(environ)
@@ -68,7 +70,6 @@ class App:
         self._clock: Clock = SystemClock()
         self._metrics = Metrics()
         self._states = States(settings.replicas)
-        self._draining = False
         self._watcher = SubscriptionWatcher(
             settings.subscriptions,
             allow_http=settings.allow_http,
@@ -100,7 +101,17 @@ class App:
             ),
         ]
         self._broker = self._new_broker()
-        self._watch()
+        self._vitals = Vitals(
+            self._metrics,
+            log,
+            sink,
+            self._clock,
+            self._watcher,
+            self._states,
+            self._lanes,
+            self._broker,
+        )
+        self._heartbeat = Heartbeat(log, self._clock, self._vitals.state, self._vitals.counts)
 
     async def run(self, inherited: Inherited) -> None:
         """Run until SIGTERM or SIGINT, then drain.  Raises ConfigurationError at the start only."""
@@ -116,7 +127,7 @@ class App:
                 admin_port(
                     self._settings.admin_host,
                     self._settings.admin_port,
-                    self,
+                    self._vitals,
                     None
                     if inherited.admin_fd is None
                     else socket.socket(fileno=inherited.admin_fd),
@@ -125,6 +136,8 @@ class App:
             loops = [
                 asyncio.create_task(self._watcher.run(), name="subscriptions"),
                 asyncio.create_task(self._broker.run(), name="broker"),
+                asyncio.create_task(self._log.run(), name="log"),
+                asyncio.create_task(self._heartbeat.run(), name="heartbeat"),
             ]
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -136,16 +149,18 @@ class App:
 
     async def _drain(self) -> None:
         started = self._clock.monotonic()
-        self._draining = True
+        self._vitals.draining_since = started
         timeout = self._settings.drain_timeout
-        self._log.info("service.draining", in_flight=self._in_flight(), timeout_s=timeout)
+        self._log.info("service.draining", in_flight=self._vitals.in_flight(), timeout_s=timeout)
         await self._broker.stop_consuming()
         drained = asyncio.gather(*(lane.drained() for lane in self._lanes))
         await asyncio.wait([drained], timeout=timeout)
-        left = self._in_flight()
+        left = self._vitals.in_flight()
         if left:
             drained.cancel()
             await asyncio.gather(*(lane.cut_off() for lane in self._lanes))
+        self._log.flush()
+        self._heartbeat.beat()  # what it counted since the last one would be missing from every sum
         self._log.info(
             "service.stopped",
             left=left,
@@ -190,82 +205,15 @@ class App:
             self._log,
             self._clock,
             declare=settings.declare_topology,
-            on_unrouted=self._metrics.unrouted,
+            on_waiting=self._note_waiting,
         )
 
-    def _watch(self) -> None:
-        for lane in self._lanes:
-            self._metrics.watch_in_flight(lane.name, lambda lane=lane: lane.in_flight)  # type: ignore[misc]
-        self._metrics.watch(
-            "broker_connected",
-            "1 while every lane consumes.",
-            lambda: float(self._broker.consuming),
-        )
-        self._metrics.watch(
-            "broker_blocked",
-            "1 while an alarm stops publishing.",
-            lambda: float(self._broker.blocked),
-        )
-        self._metrics.watch(
-            "subscriptions", "Subscriptions in force.", lambda: float(len(self._watcher.current))
-        )
-
-    def _in_flight(self) -> int:
-        return sum(lane.in_flight for lane in self._lanes)
-
-    async def not_ready(self) -> list[str]:
-        """Return what readiness still waits for."""
-        return self._missing()
-
-    async def metrics(self) -> bytes:
-        """Return the metrics page."""
-        return self._metrics.page()
-
-    def _missing(self) -> list[str]:
-        missing = []
-        if self._draining:
-            missing.append("draining")
-        if not self._broker.consuming:
-            missing.append("the broker is not connected")
-        return missing
-
-    async def status(self) -> dict[str, Any]:
-        """Return what is known of lanes, targets and the broker."""
-        now = self._clock.monotonic()
-        return {
-            "version": __version__,
-            "ready": not self._missing(),
-            "waiting_for": self._missing(),
-            "broker": {"consuming": self._broker.consuming, "blocked": self._broker.blocked},
-            "lanes": {
-                lane.name: {"in_flight": lane.in_flight, "prefetch": lane.prefetch}
-                for lane in self._lanes
-            },
-            "subscriptions": {
-                "count": len(self._watcher.current),
-                "loaded_at": self._watcher.current.loaded_at,
-            },
-            "targets": [
-                {
-                    "subscription_id": known.subscription.id,
-                    "target": state.label,
-                    "weight": state.target.weight,
-                    "effective_weight": state.effective_weight(now) / 100,
-                    "backup": state.target.backup,
-                    "health": state.health,
-                    "failures": state.failures,
-                    "in_flight": state.in_flight,
-                    "max_in_flight": state.target.max_in_flight,
-                    "latency_ms": None if state.latency is None else round(1000 * state.latency, 1),
-                    "throttled_for_s": round(max(0.0, state.throttled_until - now), 1),
-                }
-                for known in self._states.known()
-                for state in known.targets
-            ],
-        }
+    def _note_waiting(self, waiting: Waiting) -> None:
+        self._vitals.waiting = waiting
 
     def _loaded(self, snapshot: Snapshot, changes: Changes) -> None:
-        self._states.keep(snapshot.get, changes.removed)
+        self._vitals.stale = False
+        self._states.keep(snapshot.get, changes.removed, changes.changed)
         self._sender.keep(snapshot.get)
         self._log.info(
             "subscriptions.loaded",
@@ -279,6 +227,7 @@ class App:
             self._log.warning("subscriptions.doubtful", warning=str(problem))
 
     def _refused(self, error: ConfigurationError) -> None:
+        self._vitals.stale = True
         self._log.error(
             "subscriptions.refused", source=str(self._settings.subscriptions), error=str(error)
         )
@@ -310,10 +259,12 @@ async def run(settings: Settings, environ: Mapping[str, str], inherited: Inherit
     """
     sink = LineSink(1)
     sink.attach(asyncio.get_running_loop())
-    log = configure(settings.log_level, settings.log_format, sink)
-    lines = attempt_lines(settings.log_level, settings.log_format, sink, log)
+    unbounded = configure(settings.log_level, settings.log_format, sink)
+    lines = attempt_lines(settings.log_level, settings.log_format, sink, unbounded)
+    log = BoundedLog(unbounded, SystemClock(), settings.log_level)
     log.info("service.started", settings=settings.for_log(), pid=os.getpid())
     try:
-        await App(settings, environ, log, lines).run(inherited)
+        await App(settings, environ, log, lines, sink).run(inherited)
     finally:
+        log.flush()
         sink.close(LAST_LINES)

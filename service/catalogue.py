@@ -6,57 +6,28 @@ Never in a line: secrets, signatures, URL userinfo, query values, event data.
 """
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import orjson
 
 from service.core.delivery import DeferCause, Reason
-
-SERVICE = "webhook-dispatcher"
-
-
-@dataclass(frozen=True, slots=True)
-class LogEvent:
-    """One kind of line: its level, when it is written, what an operator does, and its fields."""
-
-    name: str
-    level: str
-    when: str
-    action: str
-    required: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    optional: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-def _text(description: str) -> dict[str, Any]:
-    return {"type": "string", "description": description}
-
-
-def _maybe_text(description: str) -> dict[str, Any]:
-    return {"type": ["string", "null"], "description": description}
-
-
-def _count(description: str) -> dict[str, Any]:
-    return {"type": "integer", "minimum": 0, "description": description}
-
-
-def _number(description: str) -> dict[str, Any]:
-    return {"type": "number", "description": description}
-
-
-def _time(description: str) -> dict[str, Any]:
-    return {"type": "string", "format": "date-time", "description": description}
-
+from service.line_schema import (
+    Flapping,
+    LogEvent,
+    count,
+    flag,
+    maybe_text,
+    number,
+    text,
+    time,
+    write_schemas,
+)
 
 _EVENT_FIELDS = {
-    "event_id": _text("The event's id, as its producer gave it."),
-    "event_type": _text("The event's type."),
+    "event_id": text("The event's id, as its producer gave it."),
+    "event_type": text("The event's type."),
 }
 _DELIVERY_FIELDS = {
     **_EVENT_FIELDS,
-    "subscription_id": _text("The subscription that the delivery is for."),
+    "subscription_id": text("The subscription that the delivery is for."),
 }
 _TRACE = {
     "trace_id": {"type": "string", "pattern": "^[0-9a-f]{32}$", "description": "W3C trace id."},
@@ -66,17 +37,17 @@ _TRACE = {
         "description": "The attempt's span.",
     },
 }
-_TENANT = {"tenant": _text("The event's tenant.")}
+_TENANT = {"tenant": text("The event's tenant.")}
 _ATTEMPT_FIELDS = {
     **_DELIVERY_FIELDS,
-    "webhook_id": _text("The idempotency key that every attempt of this event carries."),
-    "target": _text("The target's URL without userinfo and query."),
-    "server.address": _text("The target's host."),
+    "webhook_id": text("The idempotency key that every attempt of this event carries."),
+    "target": text("The target's URL without userinfo and query."),
+    "server.address": text("The target's host."),
     "lane": {"enum": ["intake", "backlog"], "description": "The lane that the attempt ran in."},
-    "round": _count("The round, from 1."),
-    "attempt": _count("The attempt's number over all rounds, from 1."),
-    "duration_ms": _number("From start to last byte, in milliseconds."),
-    "age_ms": _number("From the event's time to the end of the attempt, in milliseconds."),
+    "round": count("The round, from 1."),
+    "attempt": count("The attempt's number over all rounds, from 1."),
+    "duration_ms": number("From start to last byte, in milliseconds."),
+    "age_ms": number("From the event's time to the end of the attempt, in milliseconds."),
     "decision": {
         "enum": ["delivered", "failover", "repeat", "retry", "defer", "dead_letter"],
         "description": "What happens next to the delivery.",
@@ -89,9 +60,13 @@ _ATTEMPT_OPTIONAL = {
     "http.response.status_code": {"type": "integer", "description": "The answer's HTTP status."},
     "id_made": {"const": True, "description": "The producer gave no id; the dispatcher made one."},
 }
+_TARGET = ("subscription_id", "target")
+_ROTATION = Flapping("rotation", _TARGET)
+_SUBSCRIPTIONS = Flapping("subscriptions")
+_CONNECTION = Flapping("connection")
 _TARGET_FIELDS = {
-    "subscription_id": _text("The subscription that the target belongs to."),
-    "target": _text("The target's URL without userinfo and query."),
+    "subscription_id": text("The subscription that the target belongs to."),
+    "target": text("The target's URL without userinfo and query."),
 }
 
 CATALOGUE: tuple[LogEvent, ...] = (
@@ -110,13 +85,13 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "Look at `error` and `target`; if it lasts, tell the subscriber.",
         {
             **_ATTEMPT_FIELDS,
-            "error": _text("What went wrong, in a few words."),
-            "error.type": _text("The status, or the class of the failure."),
+            "error": text("What went wrong, in a few words."),
+            "error.type": text("The status, or the class of the failure."),
         },
         {
             **_ATTEMPT_OPTIONAL,
-            "next_attempt_at": _time("When the delivery will be tried again."),
-            "reason": _text("Why the delivery became a dead letter."),
+            "next_attempt_at": time("When the delivery will be tried again."),
+            "reason": text("Why the delivery became a dead letter."),
         },
     ),
     LogEvent(
@@ -130,8 +105,8 @@ CATALOGUE: tuple[LogEvent, ...] = (
                 "enum": [cause.value for cause in DeferCause],
                 "description": "Why it was put off.",
             },
-            "next_attempt_at": _time("When the delivery will be looked at again."),
-            "deferrals": _count("How often this delivery has been put off."),
+            "next_attempt_at": time("When the delivery will be looked at again."),
+            "deferrals": count("How often this delivery has been put off."),
         },
         _TENANT,
     ),
@@ -146,14 +121,14 @@ CATALOGUE: tuple[LogEvent, ...] = (
                 "enum": [reason.value for reason in Reason],
                 "description": "Why.",
             },
-            "attempts": _count("How many attempts there were."),
+            "attempts": count("How many attempts there were."),
             "last_status": {
                 "type": ["integer", "null"],
                 "description": "The last answer's status.",
             },
-            "last_error": _maybe_text("The last error."),
+            "last_error": maybe_text("The last error."),
         },
-        {**_TENANT, "age_ms": _number("From the event's time, in milliseconds.")},
+        {**_TENANT, "age_ms": number("From the event's time, in milliseconds.")},
     ),
     LogEvent(
         "event.unmatched",
@@ -180,13 +155,13 @@ CATALOGUE: tuple[LogEvent, ...] = (
                 ],
                 "description": "Why.",
             },
-            "detail": _text("What is wrong, and where."),
-            "routing_key": _text("The routing key that the message was published with."),
+            "detail": text("What is wrong, and where."),
+            "routing_key": text("The routing key that the message was published with."),
         },
         {
-            "event_id": _maybe_text("The event's id, where it could be read."),
-            "event_type": _maybe_text("The event's type, where it could be read."),
-            "app_id": _maybe_text("The producer's name, where the message carries one."),
+            "event_id": maybe_text("The event's id, where it could be read."),
+            "event_type": maybe_text("The event's type, where it could be read."),
+            "app_id": maybe_text("The producer's name, where the message carries one."),
         },
     ),
     LogEvent(
@@ -196,9 +171,10 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "Look at its last `attempt.failed` lines; tell the subscriber if it lasts.",
         {
             **_TARGET_FIELDS,
-            "failures": _count("How many failures in a row."),
-            "ejected_for_s": _number("For how many seconds it is left out."),
+            "failures": count("How many failures in a row."),
+            "ejected_for_s": number("For how many seconds it is left out."),
         },
+        flaps=_ROTATION,
     ),
     LogEvent(
         "target.recovered",
@@ -206,13 +182,15 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "A target that was left out answered again; its weight ramps up.",
         "Nothing.",
         _TARGET_FIELDS,
+        flaps=_ROTATION,
     ),
     LogEvent(
         "target.throttled",
         "warning",
         "A target asked for a pause (Retry-After) and gets it.",
         "Nothing, unless it lasts: then set `rate_limit`.",
-        {**_TARGET_FIELDS, "throttled_for_s": _number("For how many seconds.")},
+        {**_TARGET_FIELDS, "throttled_for_s": number("For how many seconds.")},
+        flaps=Flapping("throttled", _TARGET),
     ),
     LogEvent(
         "target.gone",
@@ -220,6 +198,7 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "A target answered 410 and is left out until the configuration changes.",
         "Remove the target, or correct its URL.",
         _TARGET_FIELDS,
+        flaps=Flapping("gone", _TARGET),
     ),
     LogEvent(
         "subscriptions.loaded",
@@ -227,19 +206,21 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "The subscriptions were read and are in force.",
         "Nothing.",
         {
-            "subscriptions": _count("How many there are."),
-            "source": _text("The file or folder."),
-            "added": _count("How many are new."),
-            "changed": _count("How many are different."),
-            "removed": _count("How many are no more."),
+            "subscriptions": count("How many there are."),
+            "source": text("The file or folder."),
+            "added": count("How many are new."),
+            "changed": count("How many are different."),
+            "removed": count("How many are no more."),
         },
+        flaps=_SUBSCRIPTIONS,
     ),
     LogEvent(
         "subscriptions.doubtful",
         "warning",
         "A subscription is valid, but hardly meant so.",
         "Look at the line named.",
-        {"warning": _text("What, with file, line and field.")},
+        {"warning": text("What, with file, line and field.")},
+        flaps=Flapping("doubtful", lines=100),
     ),
     LogEvent(
         "subscriptions.refused",
@@ -247,9 +228,10 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "A changed file is bad; the last good subscriptions stay in force.",
         "Mend the file at the line named; `webhook-dispatcher check` tells the same.",
         {
-            "source": _text("The file or folder."),
-            "error": _text("What is wrong, file and line first."),
+            "source": text("The file or folder."),
+            "error": text("What is wrong, file and line first."),
         },
+        flaps=_SUBSCRIPTIONS,
     ),
     LogEvent(
         "filter.failed",
@@ -257,17 +239,19 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "A filter could not be evaluated, which counts as no match; once a subscription and reload.",
         "Mend the filter, for example with `has(data.field)`.",
         {
-            "subscription_id": _text("Whose filter."),
-            "error": _text("What the evaluator said."),
+            "subscription_id": text("Whose filter."),
+            "error": text("What the evaluator said."),
         },
+        flaps=Flapping("filters", lines=100),
     ),
     LogEvent(
         "broker.connected",
         "info",
         "The dispatcher is connected and consumes.",
         "Nothing.",
-        {"server.address": _text("The broker's host."), "server.port": _count("Its port.")},
-        {"broker_version": _text("What the broker says it is.")},
+        {"server.address": text("The broker's host."), "server.port": count("Its port.")},
+        {"broker_version": text("What the broker says it is.")},
+        flaps=_CONNECTION,
     ),
     LogEvent(
         "broker.disconnected",
@@ -275,23 +259,26 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "The connection is gone or could not be made; it will be tried again.",
         "Look at the broker; nothing is lost meanwhile.",
         {
-            "error": _text("Why."),
-            "next_attempt_at": _time("When it is tried again."),
+            "error": text("Why."),
+            "next_attempt_at": time("When it is tried again."),
         },
+        flaps=_CONNECTION,
     ),
     LogEvent(
         "broker.blocked",
         "warning",
         "The broker stopped taking publishes (memory or disk alarm), or takes them again.",
         "Free memory or disk on the broker.",
-        {"blocked": {"type": "boolean", "description": "Whether it is blocked now."}},
+        {"blocked": flag("Whether it is blocked now.")},
+        flaps=Flapping("alarm"),
     ),
     LogEvent(
         "broker.unrouted",
         "error",
         "Messages lie in the unrouted queue, which must stay empty: a binding is missing.",
         "Restore the topology (restart with DISPATCHER_DECLARE_TOPOLOGY=true), then move them back.",
-        {"queue": _text("The queue."), "messages": _count("How many messages are in it.")},
+        {"queue": text("The queue."), "messages": count("How many messages are in it.")},
+        flaps=Flapping("unrouted"),
     ),
     LogEvent(
         "service.started",
@@ -300,7 +287,7 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "Nothing.",
         {
             "settings": {"type": "object", "description": "The settings; secrets only as `set`."},
-            "pid": _count("The process id."),
+            "pid": count("The process id."),
         },
     ),
     LogEvent(
@@ -309,8 +296,48 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "The environment has a DISPATCHER_ name that nothing reads.",
         "Correct the name, or remove it.",
         {
-            "name": _text("The name."),
-            "nearest": _maybe_text("The nearest name that is read."),
+            "name": text("The name."),
+            "nearest": maybe_text("The nearest name that is read."),
+        },
+    ),
+    LogEvent(
+        "service.alive",
+        "info",
+        "Every minute, whatever else is written, and once more before the process ends.",
+        "Nothing; where these lines stop, the process hangs, is gone, or its lines do not arrive.",
+        {
+            "pid": count(
+                "The process id; with `run --workers` each process has a line of its own."
+            ),
+            "uptime_s": count("For how many seconds the process has run."),
+            "ready": flag("Whether it consumes."),
+            "connected": flag("Whether it is connected to the broker."),
+            "blocked": flag("Whether the broker refuses publishes (memory or disk alarm)."),
+            "in_flight_intake": count("Messages of the intake lane that are being worked on."),
+            "in_flight_backlog": count("Messages of the backlog lane that are being worked on."),
+            "subscriptions": count("Subscriptions in force."),
+            "subscriptions_stale": flag("Whether the files were changed since, and refused."),
+            "targets_healthy": count("Targets used so far that are in the rotation."),
+            "targets_ejected": count("Targets that are left out of it for a while."),
+            "targets_gone": count("Targets that answered 410."),
+            "ejected_for_s": count("For how long the one left out longest has been, in seconds."),
+            "lines_total": count("Log lines that this process wrote since its start."),
+            "lines_lost": count("Lines since the one before that nobody took (see log.gap)."),
+            "lines_left_out": count(
+                "Lines since the one before that were left out: too many came."
+            ),
+            "received": count("Messages taken from the broker since the line before."),
+            "attempts": count("Attempts since the line before."),
+            "delivered": count("Attempts since the line before that were answered 2xx."),
+            "delivered_age_s": count("How old their events were together, in whole seconds."),
+            "deferred": count("Deliveries put off without an attempt since the line before."),
+            "dead_lettered": count("Deliveries parked as dead letters since the line before."),
+            "rejected": count("Messages rejected since the line before."),
+        },
+        {
+            "unrouted_messages": count("Messages in the unrouted queue; must be 0."),
+            "dead_letters_waiting": count("Dead letters that wait for somebody to decide."),
+            "rejected_events_waiting": count("Rejected events that do, also those of the broker."),
         },
     ),
     LogEvent(
@@ -319,8 +346,8 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "A signal asked the process to stop: no more intake, what is in flight is finished.",
         "Nothing.",
         {
-            "in_flight": _count("How many messages are in flight."),
-            "timeout_s": _number("How long they have, in seconds."),
+            "in_flight": count("How many messages are in flight."),
+            "timeout_s": number("How long they have, in seconds."),
         },
     ),
     LogEvent(
@@ -329,8 +356,8 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "The process ends.",
         "If `left` is not 0: raise the drain time. What was left is delivered by others, again.",
         {
-            "left": _count("How many messages were left unacknowledged."),
-            "duration_ms": _number("How long draining took, in milliseconds."),
+            "left": count("How many messages were left unacknowledged."),
+            "duration_ms": number("How long draining took, in milliseconds."),
         },
     ),
     LogEvent(
@@ -338,14 +365,14 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "info",
         "`run --workers` starts its processes.",
         "Nothing.",
-        {"workers": _count("How many."), "pid": _count("The process id of the one that watches.")},
+        {"workers": count("How many."), "pid": count("The process id of the one that watches.")},
     ),
     LogEvent(
         "workers.stopped",
         "info",
         "All processes of `run --workers` have ended.",
         "Nothing.",
-        {"workers": _count("How many there were.")},
+        {"workers": count("How many there were.")},
     ),
     LogEvent(
         "worker.died",
@@ -353,9 +380,9 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "One of the processes ended by itself and will be started again.",
         "Look at its last lines; what it had in flight is delivered by others.",
         {
-            "worker": _count("Which one."),
+            "worker": count("Which one."),
             "status": {"type": "integer", "description": "Exit status; negative: the signal."},
-            "next_attempt_at": _time("When it is started again."),
+            "next_attempt_at": time("When it is started again."),
         },
     ),
     LogEvent(
@@ -364,8 +391,8 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "Lines before this one are missing: nobody read them, or they could not be written.",
         "Look at whoever reads the log, and at the disk; deliveries went on meanwhile.",
         {
-            "lines": _count("How many lines are missing."),
-            "error": _text("Why."),
+            "lines": count("How many lines are missing."),
+            "error": text("Why."),
         },
     ),
     LogEvent(
@@ -373,73 +400,12 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "error",
         "Something happened that the program did not expect; a fault of this program.",
         "Report it with this line.",
-        {"error": _text("The exception."), "where": _text("The part of the program.")},
-        {"stack": _text("The stack, as text.")},
+        {"error": text("The exception."), "where": text("The part of the program.")},
+        {"stack": text("The stack, as text.")},
+        flaps=Flapping("fault", ("where",)),
     ),
 )
 
-_BASE = {
-    "timestamp": _time("When the line was written, UTC, in microseconds."),
-    "level": {"enum": ["debug", "info", "warning", "error"], "description": "How bad it is."},
-    "service": {"const": SERVICE, "description": "This program."},
-    "version": _text("This program's version."),
-}
-
-
-def json_schema(event: LogEvent) -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of one kind of line."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": f"urn:{SERVICE}:log:{event.name}",
-        "title": event.name,
-        "description": f"{event.when} What to do: {event.action}",
-        "type": "object",
-        "properties": {
-            **_BASE,
-            "level": {**_BASE["level"], "enum": [event.level]},
-            "message": {"const": event.name},
-            **event.required,
-            **event.optional,
-        },
-        "required": [*_BASE, "message", *event.required],
-        "additionalProperties": False,
-    }
-
-
-def overview() -> str:
-    """Return the catalogue as a Markdown page."""
-    rows = [
-        f"| `{e.name}` | {e.level} | {e.when} | {e.action} | {_field_list(e)} |" for e in CATALOGUE
-    ]
-    return "\n".join(
-        [
-            "# Log lines",
-            "",
-            "Generated from `service/catalogue.py`; one JSON Schema a line kind lies beside this page.",
-            (
-                f"Every line has {', '.join(f'`{name}`' for name in [*_BASE, 'message'])}; a field in"
-                " brackets is not always there."
-            ),
-            "",
-            "| message | level | written when | what to do | fields |",
-            "| --- | --- | --- | --- | --- |",
-            *rows,
-            "",
-        ]
-    )
-
-
-def _field_list(event: LogEvent) -> str:
-    return ", ".join([*event.required, *(f"[{name}]" for name in event.optional)])
-
-
-def write_schemas(folder: Path) -> None:
-    """Write one `<name>.json` per kind of line into the folder, and a page about them all."""
-    for event in CATALOGUE:
-        text = orjson.dumps(json_schema(event), option=orjson.OPT_INDENT_2)
-        (folder / f"{event.name}.json").write_bytes(text + b"\n")
-    (folder / "README.md").write_text(overview())
-
 
 if __name__ == "__main__":
-    write_schemas(Path(sys.argv[1]))
+    write_schemas(CATALOGUE, Path(sys.argv[1]))

@@ -5,45 +5,87 @@ exist from the start, so that the first of a kind is seen as an increase.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections import Counter as Counts
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 
 from service.core.delivery import DeferCause, Reason
+from service.states import Health
 
 REJECTIONS = (
     "not_json", "invalid_envelope", "invalid_type", "too_large", "schema_violation", "poison",
 )  # fmt: skip
 _NAMESPACE = "webhook_dispatcher"
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30)
+_AGES = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 600, 1800, 7200, 21600, 86400, 432000)
+
+
+class _Cell:
+    """The attempts of one lane and outcome: how long they took, how old what they delivered was."""
+
+    __slots__ = ("age", "ages", "durations", "seconds")
+
+    def __init__(self) -> None:
+        self.durations = [0] * (len(_BUCKETS) + 1)
+        self.seconds = 0.0
+        self.ages = [0] * (len(_AGES) + 1)
+        self.age = 0.0
 
 
 class _Attempts:
-    """Attempts by lane and outcome, and how long they took; added up at a scrape.
+    """Attempts by lane and outcome; added up at a scrape.
 
     Counting goes on for every attempt and costs a tenth of what the library's counters do (locks).
     """
 
     def __init__(self) -> None:
-        self._counts: dict[tuple[str, str], int] = {}
-        self._buckets: dict[str, list[int]] = {}
-        self._sums: dict[str, float] = {}
+        self._cells: dict[tuple[str, str], _Cell] = {}
+
+    @property
+    def total(self) -> int:
+        """Return how many there were."""
+        return sum(sum(cell.durations) for cell in self._cells.values())
+
+    @property
+    def delivered(self) -> int:
+        """Return how many were answered 2xx."""
+        return sum(sum(cell.ages) for cell in self._cells.values())
+
+    @property
+    def age(self) -> float:
+        """Return how old what they delivered was together, in seconds."""
+        return sum(cell.age for cell in self._cells.values())
 
     def add(self, lane: str, outcome: str, seconds: float) -> None:
-        key = (lane, outcome)
-        self._counts[key] = self._counts.get(key, 0) + 1
-        if lane not in self._buckets:
-            self._buckets[lane] = [0] * (len(_BUCKETS) + 1)
-            self._sums[lane] = 0.0
-        self._buckets[lane][bisect_left(_BUCKETS, seconds)] += 1
-        self._sums[lane] += seconds
+        cell = self._cells.get((lane, outcome)) or self._new_cell(lane, outcome)
+        cell.durations[bisect_left(_BUCKETS, seconds)] += 1
+        cell.seconds += seconds
+
+    def add_delivered(self, lane: str, outcome: str, seconds: float, age: float) -> None:
+        cell = self._cells.get((lane, outcome)) or self._new_cell(lane, outcome)
+        cell.durations[bisect_left(_BUCKETS, seconds)] += 1
+        cell.seconds += seconds
+        cell.ages[bisect_left(_AGES, age)] += 1
+        if age > 0.0:  # a producer's clock may be ahead of ours
+            cell.age += age
+
+    def _new_cell(self, lane: str, outcome: str) -> _Cell:
+        cell = self._cells[lane, outcome] = _Cell()
+        return cell
 
     def collect(self) -> Iterator[Metric]:
         """Give the metrics; the library's collector protocol."""
         yield self._by_outcome()
         yield self._durations()
+        yield self._delivery_ages()
 
     def _by_outcome(self) -> Metric:
         told = CounterMetricFamily(
@@ -51,10 +93,10 @@ class _Attempts:
             "Attempts by outcome: the class of the status, or of the failure.",
             labels=("lane", "outcome"),
         )
-        sums: dict[tuple[str, str], int] = {}
-        for (lane, outcome), count in self._counts.items():
+        sums: Counts[tuple[str, str]] = Counts()
+        for (lane, outcome), cell in self._cells.items():
             kind = f"{outcome[0]}xx" if outcome[0].isdigit() else outcome
-            sums[lane, kind] = sums.get((lane, kind), 0) + count
+            sums[lane, kind] += sum(cell.durations)
         for labels, total in sums.items():
             told.add_metric(labels, total)
         return told
@@ -65,15 +107,50 @@ class _Attempts:
             "From the start of an attempt to the last byte of the answer.",
             labels=("lane",),
         )
-        bounds = [*(str(float(bound)) for bound in _BUCKETS), "+Inf"]
-        for lane, counts in self._buckets.items():
-            cumulated = accumulate(counts)
-            told.add_metric((lane,), list(zip(bounds, cumulated, strict=True)), self._sums[lane])
+        for lane in dict.fromkeys(lane for lane, _ in self._cells):
+            cells = [cell for (its, _), cell in self._cells.items() if its == lane]
+            counts = _added(cell.durations for cell in cells)
+            told.add_metric(
+                (lane,), _cumulated(_BUCKETS, counts), sum(cell.seconds for cell in cells)
+            )
+        return told
+
+    def _delivery_ages(self) -> Metric:
+        told = HistogramMetricFamily(
+            f"{_NAMESPACE}_delivery_age_seconds", "From an event's time to its delivery."
+        )
+        none = [0] * (len(_AGES) + 1)
+        counts = _added([none, *(cell.ages for cell in self._cells.values())])
+        told.add_metric((), _cumulated(_AGES, counts), self.age)
         return told
 
 
+def _added(counts: Iterable[Sequence[int]]) -> list[int]:
+    return [sum(column) for column in zip(*counts, strict=True)]
+
+
+def _cumulated(bounds: Sequence[float], counts: Iterable[int]) -> list[tuple[str, int]]:
+    names = [*(str(float(bound)) for bound in bounds), "+Inf"]
+    return list(zip(names, accumulate(counts), strict=True))
+
+
+class _Asked:
+    """Metrics whose values are asked for at each scrape."""
+
+    def __init__(self, ask: Callable[[], Iterable[Metric]]) -> None:
+        self._ask = ask
+
+    def collect(self) -> Iterable[Metric]:
+        """Give the metrics; the library's collector protocol."""
+        return self._ask()
+
+
 class Metrics:
-    """Everything that is counted, and the page that shows it."""
+    """Everything that is counted, and the page that shows it.
+
+    `attempted(lane, outcome, seconds)` and `delivered(lane, outcome, seconds, age)` count an attempt:
+    `outcome` is a status or the name of a failure, `age` the event's in seconds.
+    """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -82,6 +159,8 @@ class Metrics:
         )
         self._attempts = _Attempts()
         self._registry.register(self._attempts)
+        self.attempted = self._attempts.add
+        self.delivered = self._attempts.add_delivered
         self._deferred = self._counter(
             "deliveries_deferred_total", "Deliveries put off without an attempt.", "cause"
         )
@@ -94,12 +173,6 @@ class Metrics:
         self._unmatched = Counter(
             "events_unmatched_total",
             "Events that no subscription wanted.",
-            namespace=_NAMESPACE,
-            registry=self._registry,
-        )
-        self._unrouted = Gauge(
-            "unrouted_messages",
-            "Messages in the unrouted queue; must be 0.",
             namespace=_NAMESPACE,
             registry=self._registry,
         )
@@ -125,10 +198,6 @@ class Metrics:
             child = self._lanes[lane] = self._received.labels(lane)
         child.inc()
 
-    def attempted(self, lane: str, outcome: str, seconds: float) -> None:
-        """Count an attempt: `outcome` is a status or the name of a failure."""
-        self._attempts.add(lane, outcome, seconds)
-
     def deferred(self, cause: str) -> None:
         """Count a delivery that was put off."""
         self._deferred.labels(cause).inc()
@@ -145,10 +214,6 @@ class Metrics:
         """Count an event that nobody wanted."""
         self._unmatched.inc()
 
-    def unrouted(self, messages: int) -> None:
-        """Note how many messages the catch-all queue holds."""
-        self._unrouted.set(messages)
-
     def watch_in_flight(self, lane: str, count: Callable[[], int]) -> None:
         """Show a lane's messages in flight."""
         self._in_flight.labels(lane).set_function(count)
@@ -157,9 +222,61 @@ class Metrics:
         """Show a value that is asked for at each scrape."""
         Gauge(name, description, namespace=_NAMESPACE, registry=self._registry).set_function(value)
 
+    def watch_known(self, name: str, description: str, value: Callable[[], float | None]) -> None:
+        """Show a value that is asked for at each scrape, and nothing while it is not known."""
+
+        def ask() -> Iterable[Metric]:
+            yield GaugeMetricFamily(f"{_NAMESPACE}_{name}", description, value=value())
+
+        self._registry.register(_Asked(ask))
+
+    def watch_total(self, name: str, description: str, total: Callable[[], float]) -> None:
+        """Show a total that is asked for at each scrape; `name` without its `_total`."""
+
+        def ask() -> Iterable[Metric]:
+            yield CounterMetricFamily(f"{_NAMESPACE}_{name}", description, value=total())
+
+        self._registry.register(_Asked(ask))
+
+    def watch_health(self, health: Callable[[], Health]) -> None:
+        """Show how the targets are."""
+
+        def ask() -> Iterable[Metric]:
+            found = health()
+            targets = GaugeMetricFamily(
+                f"{_NAMESPACE}_targets", "Targets used so far, by health.", labels=("health",)
+            )
+            for name in ("healthy", "ejected", "probing", "gone"):
+                targets.add_metric((name,), getattr(found, name))
+            yield targets
+            yield GaugeMetricFamily(
+                f"{_NAMESPACE}_target_ejected_seconds",
+                "For how long the target left out longest has been.",
+                value=found.ejected_for,
+            )
+
+        self._registry.register(_Asked(ask))
+
+    def counts(self) -> dict[str, int]:
+        """Return what the regular line tells, since the start and over all labels."""
+        return {
+            "received": _sum(self._received),
+            "attempts": self._attempts.total,
+            "delivered": self._attempts.delivered,
+            "delivered_age_s": int(self._attempts.age),
+            "deferred": _sum(self._deferred),
+            "dead_lettered": _sum(self._dead),
+            "rejected": _sum(self._rejected),
+        }
+
     def page(self) -> bytes:
         """Return the metrics in Prometheus' text format 0.0.4."""
         return generate_latest(self._registry)
 
     def _counter(self, name: str, description: str, *labels: str) -> Counter:
         return Counter(name, description, labels, namespace=_NAMESPACE, registry=self._registry)
+
+
+def _sum(counter: Counter) -> int:
+    samples = (sample for family in counter.collect() for sample in family.samples)
+    return int(sum(sample.value for sample in samples if sample.name.endswith("_total")))

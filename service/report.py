@@ -25,14 +25,16 @@ from service.core.delivery import (
     describe,
 )
 from service.core.health import Change, TargetState
-from service.log import AttemptLines, Log, rfc3339
+from service.log import AttemptLines, Log, attempts_by, rfc3339
 from service.prepared import Prepared
 
 
 class Meter(Protocol):
     """Counts what happens."""
 
-    def attempted(self, lane: str, outcome: str, seconds: float) -> None: ...  # noqa: D102
+    def attempted(self, lane: str, outcome: str, seconds: float, /) -> None: ...  # noqa: D102
+
+    def delivered(self, lane: str, outcome: str, seconds: float, age: float, /) -> None: ...  # noqa: D102
 
     def deferred(self, cause: str) -> None: ...  # noqa: D102
 
@@ -45,7 +47,7 @@ class Reporter:
     def __init__(self, log: Log, meter: Meter, lines: AttemptLines | None = None) -> None:
         self._log = log
         self._meter = meter
-        self._lines = lines or (lambda message, members: log.info(message, **_loaded(members)))
+        self._lines = lines or attempts_by(log)
 
     def succeeded(
         self,
@@ -60,7 +62,8 @@ class Reporter:
         span: str | None,
     ) -> None:
         """Tell of an attempt that was answered 2xx; `now` in Unix seconds."""
-        self._meter.attempted(lane, str(status), seconds)
+        age = now - prepared.event.time_unix
+        self._meter.delivered(lane, str(status), seconds, age)
         if not picked.members:
             picked.members = _target_members(delivery.subscription_id, picked)
         trace = b',"trace_id":"%b","span_id":"%b"' % (
@@ -77,7 +80,7 @@ class Reporter:
                 delivery.round,
                 delivery.attempts + 1,
                 1000 * seconds,
-                1000 * (now - prepared.event.time_unix),
+                1000 * age,
                 status,
                 status,
                 trace,
@@ -106,7 +109,8 @@ class Reporter:
         if isinstance(outcome, Answered):
             fields["status"] = fields["http.response.status_code"] = outcome.status
         fields["error"], fields["error.type"] = describe(outcome)[1], kind
-        self._log.warning("attempt.failed", **fields, **_consequence(decision))
+        fields |= _consequence(decision)
+        self._lines("attempt.failed", orjson.dumps(fields)[1:-1])
 
     def changed(
         self, change: Change, subscription_id: str, picked: TargetState, now: float
@@ -163,11 +167,6 @@ _WORDS: Mapping[type[Decision], str] = {
     Defer: "defer",
     DeadLetter: "dead_letter",
 }
-
-
-def _loaded(members: bytes) -> dict[str, Any]:
-    told: dict[str, Any] = orjson.loads(b"{%b}" % members)
-    return told
 
 
 def _target_members(subscription_id: str, picked: TargetState) -> bytes:

@@ -9,6 +9,7 @@ import difflib
 import ipaddress
 import json
 import re
+import ssl
 from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -150,9 +151,13 @@ def _duration(value: object) -> object:
     return parse_duration(value) if isinstance(value, str) else value
 
 
-def _existing_file(value: Path) -> Path:
+def _authorities(value: Path) -> Path:
     if not value.is_file():
         raise ValueError("is no file: write the path of a PEM file")
+    try:
+        ssl.create_default_context(cafile=value)
+    except OSError as error:  # ssl.SSLError is one
+        raise ValueError(f"holds no certificates in PEM that can be read: {error}") from None
     return value
 
 
@@ -179,7 +184,7 @@ class Settings(BaseSettings):
         default=(SecretStr("amqp://guest:guest@127.0.0.1:5672/"),),
         description="The broker; several URLs, comma-separated, are tried in turn.",
     )
-    amqp_ca_file: Annotated[Path, AfterValidator(_existing_file)] | None = Field(
+    amqp_ca_file: Annotated[Path, AfterValidator(_authorities)] | None = Field(
         default=None,
         description="PEM file of the authority that signed the broker's certificate (amqps).",
     )

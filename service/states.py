@@ -7,6 +7,7 @@ target whose URL stayed: a new weight does not forget that a target is down.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from service.core.delivery import DeferCause
 from service.core.health import TargetState, Unavailable
@@ -105,6 +106,28 @@ def _give_up(waiter: "asyncio.Future[bool]") -> None:
         waiter.set_result(False)
 
 
+@dataclass(slots=True)
+class Health:
+    """How many of the targets used so far are in which state; `ejected_for` is the longest, in seconds."""
+
+    healthy: int = 0
+    ejected: int = 0
+    probing: int = 0
+    gone: int = 0
+    ejected_for: float = 0.0
+
+    def add(self, state: TargetState, now: float) -> None:
+        """Count a target; `now` in monotonic seconds."""
+        if state.gone:
+            self.gone += 1
+        elif state.ejected_until is None:
+            self.healthy += 1
+        else:
+            self.probing += state.probe is not None
+            self.ejected += state.probe is None
+            self.ejected_for = max(self.ejected_for, state.ejected_for(now))
+
+
 class States:
     """The states of all subscriptions; `replicas` divides rate limits."""
 
@@ -125,12 +148,19 @@ class States:
         return fresh
 
     def keep(
-        self, wanted: Callable[[str], Subscription | None], removed: Iterable[str] = ()
+        self,
+        wanted: Callable[[str], Subscription | None],
+        removed: Iterable[str] = (),
+        changed: Iterable[str] = (),
     ) -> None:
-        """Forget the subscriptions that are no more, but for their names."""
+        """Forget the subscriptions that are no more, but for their names, and targets that are no more."""
         self._removed = {name for name in (*self._removed, *removed) if not wanted(name)}
         for name in self._removed:  # not all states there are: they may be very many
             self._states.pop(name, None)
+        for name in changed:
+            subscription = wanted(name)
+            if subscription is not None and name in self._states:
+                self.of(subscription)
 
     def was_removed(self, subscription_id: str) -> bool:
         """Tell whether this process has seen a subscription go.
@@ -138,6 +168,14 @@ class States:
         One that it has never seen may be new, and known to other replicas already.
         """
         return subscription_id in self._removed
+
+    def health(self, now: float) -> Health:
+        """Return how the targets used so far are; `now` in monotonic seconds."""
+        health = Health()
+        for state in self._states.values():
+            for target in state.targets:
+                health.add(target, now)
+        return health
 
     def known(self) -> list[SubscriptionState]:
         """Return every state there is."""

@@ -46,6 +46,7 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._lifeline = -1
         self._unwanted = False
+        self.deaths = 0
 
     @property
     def url(self) -> str:
@@ -108,7 +109,7 @@ class Workers:
             session = await stack.enter_async_context(
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ASK_TIMEOUT))
             )
-            pages = _Together([worker.url for worker in self._workers], session)
+            pages = _Together(self._workers, session)
             await stack.enter_async_context(
                 admin_port(self._settings.admin_host, self._settings.admin_port, pages)
             )
@@ -141,6 +142,7 @@ class Workers:
                 break
             if self._clock.monotonic() - started > STEADY_AFTER:
                 pause = RESTART_FIRST
+            worker.deaths += 1
             self._log.error(
                 "worker.died",
                 worker=worker.number,
@@ -156,10 +158,11 @@ class Workers:
 class _Together(AdminPages):
     """The admin pages of all workers, added up."""
 
-    def __init__(self, urls: list[str], session: aiohttp.ClientSession) -> None:
-        self._urls = urls
+    def __init__(self, workers: Sequence[Worker], session: aiohttp.ClientSession) -> None:
+        self._workers = workers
+        self._urls = [worker.url for worker in workers]
         self._session = session
-        self._counts = [Counts() for _ in urls]
+        self._counts = [Counts() for _ in workers]
 
     async def not_ready(self) -> list[str]:
         """Return what the workers still wait for; ready when all are."""
@@ -171,12 +174,13 @@ class _Together(AdminPages):
         ]
 
     async def metrics(self) -> bytes:
-        """Return the sums of the workers' metrics."""
+        """Return the sums of the workers' metrics, and how often one of them died."""
         answers = await asyncio.gather(*(self._ask(url, "/metrics") for url in self._urls))
         for counts, (status, body) in zip(self._counts, answers, strict=True):
             if status == 200:
                 counts.read(body.decode())
-        return add_up(self._counts)
+        deaths = sum(worker.deaths for worker in self._workers)
+        return add_up(self._counts) + _DEATHS.format(deaths).encode()
 
     async def status(self) -> dict[str, Any]:
         """Return each worker's status."""
@@ -251,8 +255,21 @@ _JOINED: Final[Mapping[str, Callable[[list[float]], float]]] = {
     "webhook_dispatcher_broker_connected": min,
     "webhook_dispatcher_broker_blocked": max,
     "webhook_dispatcher_unrouted_messages": max,
+    "webhook_dispatcher_dead_letters_waiting": max,
+    "webhook_dispatcher_rejected_events_waiting": max,
     "webhook_dispatcher_subscriptions": max,
+    "webhook_dispatcher_subscriptions_stale": max,
+    "webhook_dispatcher_subscriptions_refused": max,
+    "webhook_dispatcher_target_ejected_seconds": max,
+    "webhook_dispatcher_draining_seconds": max,
 }
+
+
+_DEATHS: Final = (
+    "# HELP webhook_dispatcher_worker_deaths_total Workers that ended by themselves.\n"
+    "# TYPE webhook_dispatcher_worker_deaths_total counter\n"
+    "webhook_dispatcher_worker_deaths_total {:.1f}\n"
+)
 
 
 def _labels(labels: tuple[tuple[str, str], ...]) -> str:

@@ -777,6 +777,8 @@ class Meter:
 
     def attempted(self, lane: str, outcome: str, seconds: float) -> None: ...
 
+    def delivered(self, lane: str, outcome: str, seconds: float, age: float) -> None: ...
+
     def deferred(self, cause: str) -> None: ...
 
     def dead_lettered(self, reason: str) -> None: ...
@@ -849,7 +851,7 @@ class Process:
             log,
             clock,
             declare=True,
-            on_unrouted=_ignore,
+            on_waiting=_ignore,
         )
         self.running = asyncio.get_running_loop().create_task(self.broker.run())
 

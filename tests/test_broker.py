@@ -92,7 +92,7 @@ async def rig(
         log,
         SystemClock(),
         declare=declare,
-        on_unrouted=lambda _: None,
+        on_waiting=lambda _: None,
     )
     running = asyncio.create_task(broker.run())
     try:

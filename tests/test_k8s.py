@@ -13,6 +13,7 @@ import yaml
 import service
 from service.broker.connection import CLOSE_TIMEOUT
 from service.settings import PREFIX, Settings, known_names, unknown_names
+from tests.certificates import Authority
 from tests.tools import manifests
 from tests.tools.manifests import BROKER_TLS, HPA, KEDA, Manifest, environment, named, pod_of
 
@@ -188,7 +189,7 @@ def settings(container, tmp_path) -> Settings:
     url.write_text("amqps://user:password@host:5671/vhost\n")
     told = environment(container) | {"DISPATCHER_AMQP_URL_FILE": str(url)}
     if "DISPATCHER_AMQP_CA_FILE" in told:
-        told["DISPATCHER_AMQP_CA_FILE"] = str(url)
+        told["DISPATCHER_AMQP_CA_FILE"] = Authority(tmp_path).ca_file
     assert unknown_names(told) == []
     return Settings.load(told)
 

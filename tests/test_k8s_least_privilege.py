@@ -20,7 +20,7 @@ import yaml
 
 from service.publish import Publisher
 from service.rabbitmq import PrivateBroker
-from tests.dispatcher import Station, station, subscription, write_subscriptions
+from tests.dispatcher import Dispatcher, Station, station, subscription, write_subscriptions
 from tests.receivers import Recorder
 from tests.tools.manifests import K8S, named
 from tests.tools.topology_manifests import PRODUCTION
@@ -155,8 +155,21 @@ async def test_the_dispatcher_delivers_retries_parks_and_rejects_without_declari
         assert await dispatcher.stop() == 0
     assert not dispatcher.of("broker.disconnected")
     assert not dispatcher.of("service.fault")
+    # It sees how many messages wait in queues that it may not read.
+    again = await it.dispatcher()
+    waiting = [
+        f"webhook_dispatcher_{name}_waiting 1.0" for name in ("dead_letters", "rejected_events")
+    ]
+    await again.until(lambda: _shows(again, waiting))
+    assert await again.stop() == 0
+    assert not again.of("broker.disconnected")
     counts = await asyncio.to_thread(_counts, place)
     assert counts == {"webhooks.dead": 1, "webhooks.rejected": 1}
+
+
+async def _shows(dispatcher: Dispatcher, lines: list[str]) -> bool:
+    _, page = await dispatcher.get("/metrics")
+    return set(lines) <= set(page.splitlines())
 
 
 def _publish_garbage(place: Place) -> None:

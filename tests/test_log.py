@@ -9,14 +9,15 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from service.catalogue import CATALOGUE, json_schema, write_schemas
-from service.log import GATHER, LineSink, configure
+from service.catalogue import CATALOGUE
+from service.line_schema import json_schema, write_schemas
+from service.log import GATHER, LineSink, attempt_lines, configure
 
 SCHEMAS = Path(__file__).parent.parent / "schemas" / "log"
 
 
 def test_the_schemas_on_disk_are_those_of_the_catalogue(tmp_path):
-    write_schemas(tmp_path)
+    write_schemas(CATALOGUE, tmp_path)
     fresh = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert fresh == {path.name: path.read_text() for path in SCHEMAS.iterdir()}
 
@@ -53,6 +54,31 @@ def test_a_line_is_one_json_object_with_the_names_operators_know():
 def test_the_level_decides_what_is_written():
     assert len(lines_of("json", "debug")) == 2
     assert len(lines_of("json", "error")) == 0
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize(
+    ("level", "told"),
+    [
+        ("debug", ["succeeded", "failed"]),
+        ("info", ["succeeded", "failed"]),
+        ("warning", ["failed"]),
+        ("error", []),
+    ],
+)
+def test_the_level_decides_which_attempts_are_written(tmp_path, form, level, told):
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        sink = LineSink(file.fileno())
+        write = attempt_lines(level, form, sink, configure(level, form, sink))
+        write("attempt.succeeded", b'"round":1')
+        write("attempt.failed", b'"round":1')
+    lines = path.read_text().splitlines()
+    assert [one for line in lines for one in ("succeeded", "failed") if one in line] == told
+    for line in lines if form == "json" else []:
+        found = json.loads(line)
+        [kind] = [event for event in CATALOGUE if event.name == found["message"]]
+        assert found["level"] == kind.level
 
 
 def test_the_console_form_is_for_people():
@@ -108,6 +134,7 @@ async def test_a_reader_that_is_stuck_holds_nothing_up_and_then_gets_every_line(
         await asyncio.sleep(0.005)
         found += drained(reader)
     assert [int(line.split()[0]) for line in found.splitlines()] == list(range(1000))
+    assert (sink.written, sink.lost) == (1000, 0)
     os.close(reader)
     os.close(writer)
 
@@ -126,6 +153,7 @@ async def test_beyond_its_bound_lines_are_left_out_and_counted():
     lines = found.splitlines()
     gap = json.loads(lines[-1])
     assert gap["lines"] + len(lines) - 1 == 1000
+    assert (sink.written, sink.lost) == (len(lines), gap["lines"])
     jsonschema.validate(gap, json_schema(next(e for e in CATALOGUE if e.name == "log.gap")))
     os.close(reader)
     os.close(writer)
@@ -134,10 +162,14 @@ async def test_beyond_its_bound_lines_are_left_out_and_counted():
 def test_a_reader_that_is_gone_and_a_full_disk_raise_nothing():
     reader, writer = os.pipe()
     os.close(reader)
-    LineSink(writer).msg(b"nobody hears this")
+    sink = LineSink(writer)
+    sink.msg(b"nobody hears this")
+    assert (sink.written, sink.lost) == (0, 1)
     os.close(writer)
     with Path("/dev/full").open("wb", buffering=0) as full:
-        LineSink(full.fileno()).msg(b"nor this")
+        sink = LineSink(full.fileno())
+        sink.msg(b"nor this")
+        assert (sink.written, sink.lost) == (0, 1)
 
 
 @pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 50_000])

@@ -507,8 +507,11 @@ def test_panels_do_not_overlap():
 
 
 def test_every_metric_and_label_in_prometheus_rules_is_on_the_page(run):
-    page = run.after
+    page = run.after + run.workers
     kinds = set(re.findall(r"^# TYPE (\w+)", page, re.MULTILINE))
+    kinds |= {
+        f"{name}_bucket" for name in re.findall(r"^# TYPE (\w+) histogram", page, re.MULTILINE)
+    }
     recorded = {rule["record"] for rule in RECORDINGS}
     for rule in PROMETHEUS_ALERTS:
         names = set(re.findall(r"\bwebhook_dispatcher[\w:]+", rule["expr"]))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from service.errors import ConfigurationError
 from service.settings import LogFormat, LogLevel, Settings, known_names, unknown_names
+from tests.certificates import Authority
 
 
 def problems(environ: dict[str, str]) -> list[str]:
@@ -43,8 +44,7 @@ def test_every_setting_has_a_description() -> None:
 
 
 def test_everything_can_be_set(tmp_path: Path) -> None:
-    ca_file = tmp_path / "ca.pem"
-    ca_file.touch()
+    ca_file = Authority(tmp_path).ca_file
     settings = Settings.load(
         {
             "DISPATCHER_AMQP_URL": "amqps://a:b@one/v%2Fh, amqp://two:5673/",
@@ -148,9 +148,17 @@ def test_all_problems_are_told_at_once() -> None:
     ]
 
 
-def test_a_ca_file_without_tls_is_refused(tmp_path: Path) -> None:
+def test_a_ca_file_that_holds_no_certificates_is_refused(tmp_path: Path) -> None:
     ca_file = tmp_path / "ca.pem"
-    ca_file.touch()
+    ca_file.write_text("-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n")
+    url = {"DISPATCHER_AMQP_URL": "amqps://host/"}
+    [told] = problems(url | {"DISPATCHER_AMQP_CA_FILE": str(ca_file)})
+    assert told.startswith("DISPATCHER_AMQP_CA_FILE: ")
+    assert "no certificates" in told
+
+
+def test_a_ca_file_without_tls_is_refused(tmp_path: Path) -> None:
+    ca_file = Authority(tmp_path).ca_file
     assert "begins with amqps://" in problems({"DISPATCHER_AMQP_CA_FILE": str(ca_file)})[0]
 
 

@@ -66,6 +66,10 @@ async def test_a_killed_worker_is_started_again_and_nothing_is_lost(it):
         os.kill(pids(dispatcher)[0], signal.SIGKILL)
         died = await dispatcher.line("worker.died")
         assert died["status"] == -signal.SIGKILL
+        assert (
+            "\nwebhook_dispatcher_worker_deaths_total 1.0\n"
+            in (await dispatcher.get("/metrics"))[1]
+        )
         await dispatcher.until(lambda: len(pids(dispatcher)) == 3)
         await dispatcher.until(dispatcher.is_ready)
         await dispatcher.until(
@@ -132,6 +136,33 @@ def test_metrics_are_summed_by_name_and_labels_and_the_worst_stands_for_all():
     told = add_up(workers).decode()
     assert 'webhook_dispatcher_a_total{x="1"} 3.0' in told
     assert "\nwebhook_dispatcher_broker_connected 0.0" in told
+
+
+def gauge(name: str, kind: str, *values: float) -> list[Counts]:
+    """Return what workers tell with these values."""
+    workers = []
+    for value in values:
+        workers.append(Counts())
+        full = f"webhook_dispatcher_{name}"
+        head = f"# HELP {full} Help.\n# TYPE {full} {kind}\n"
+        workers[-1].read(f"{head}{full} {value}\n")
+    return workers
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "joined"),
+    [
+        ("subscriptions_stale", "gauge", 3.0),
+        ("subscriptions_refused_total", "counter", 3.0),
+        ("target_ejected_seconds", "gauge", 3.0),
+        ("draining_seconds", "gauge", 3.0),
+        ("log_lines_total", "counter", 4.0),
+        ("faults_total", "counter", 4.0),
+    ],
+)
+def test_what_all_workers_tell_of_the_same_thing_is_told_once(name, kind, joined):
+    told = add_up(gauge(name, kind, 3.0, 1.0)).decode()
+    assert f"\nwebhook_dispatcher_{name} {joined}\n" in told
 
 
 def test_a_sum_does_not_fall_when_a_worker_starts_again():

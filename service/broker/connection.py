@@ -99,6 +99,15 @@ async def open_connection(url: str, address: Address, name: str) -> AbstractConn
     return opened
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How many messages lie in the queues that nobody consumes, and wait for people."""
+
+    unrouted: int
+    dead: int
+    rejected: int
+
+
 class Session:
     """Two open connections; `lost` is set with the reason at the first sign of trouble."""
 
@@ -148,7 +157,7 @@ class Broker:
         clock: Clock,
         *,
         declare: bool,
-        on_unrouted: Callable[[int], None],
+        on_waiting: Callable[[Waiting], None],
     ) -> None:
         self._address = address
         self._wanted = wanted
@@ -159,7 +168,7 @@ class Broker:
         self._prepare: Callable[..., Awaitable[None]] = (
             topology.declare if declare else topology.check
         )
-        self._on_unrouted = on_unrouted
+        self._on_waiting = on_waiting
         self._session: Session | None = None
         self._stopping = False
         self._failures = 0
@@ -285,15 +294,20 @@ class Broker:
             await asyncio.sleep(BLOCKED_POLL)
 
     async def _watch_unrouted(self, session: Session) -> None:
-        """Count what the catch-all queue holds; it must stay empty."""
-        name = self._wanted.names.unrouted
+        """Count what waits for people: the catch-all queue must stay empty.
+
+        The broker parks by itself what was delivered too often; nothing else here would tell of it.
+        A passive declaration needs no permission at all.
+        """
+        names = self._wanted.names
         channel = await session.channel(session.consuming, confirms=False)
         while True:
-            found = await channel.queue_declare(name, passive=True)
-            count = found.message_count or 0
-            self._on_unrouted(count)
-            if count:
-                self._log.error("broker.unrouted", queue=name, messages=count)
+            queues = (names.unrouted, names.dead, names.rejected)
+            found = [await channel.queue_declare(name, passive=True) for name in queues]
+            waiting = Waiting(*(one.message_count or 0 for one in found))
+            self._on_waiting(waiting)
+            if waiting.unrouted:
+                self._log.error("broker.unrouted", queue=names.unrouted, messages=waiting.unrouted)
             await asyncio.sleep(UNROUTED_POLL)
 
 

@@ -83,6 +83,7 @@ class TargetState:
         "_next_start",
         "_starts",
         "current",
+        "ejected_since",
         "ejected_until",
         "ejections",
         "failures",
@@ -104,6 +105,7 @@ class TargetState:
         self.current = 0
         self.failures = 0
         self.ejections = 0
+        self.ejected_since: float | None = None
         self.ejected_until: float | None = None
         self.probe: int | None = None
         self.ramp_from: float | None = None
@@ -130,6 +132,10 @@ class TargetState:
         if self.ejected_until is None:
             return "healthy"
         return "ejected" if self.probe is None else "probing"
+
+    def ejected_for(self, now: float) -> float:
+        """Return for how many seconds the target has been out of the rotation, probes included."""
+        return 0.0 if self.ejected_since is None or self.gone else now - self.ejected_since
 
     def unavailable(self, now: float) -> Unavailable | None:
         """Return why the target may not be tried now, or None if it may."""
@@ -226,6 +232,8 @@ class TargetState:
         if self.ejected_until is None and self.failures < FAILURES_TO_EJECT:
             return None
         self.ejections += 1
+        if self.ejected_since is None:
+            self.ejected_since = now
         length = min(EJECTION_BASE * self.ejections, EJECTION_MAX)
         self.ejected_until = now + length * (1 + EJECTION_JITTER * jitter)
         return Change.EJECTED
@@ -235,6 +243,6 @@ class TargetState:
         if self.ejected_until is None:
             self.ejections = self.ejections if self.ramp_from is not None else 0
             return None
-        self.ejected_until = None
+        self.ejected_since = self.ejected_until = None
         self.ramp_from = now
         return Change.RECOVERED

@@ -27,7 +27,11 @@ from tests.bench.report import Report, Row, machine
 from tests.bench.scale import Scale, measure_scale
 from tests.bench.station import FAN_OUTS, Station, station
 
-_TITLES = {AIO_PIKA: "aio-pika, an ack a message", AIORMQ: "aiormq, acks by prefix"}
+_TITLES = {
+    AIO_PIKA: "aio-pika, an ack a message",
+    AIORMQ: "aiormq, acks by prefix",
+    POST: "requests without a broker",
+}
 _LATENCY_SHARE = 0.5
 
 Tell = Callable[[str], None]
@@ -90,7 +94,9 @@ def _memory_after(it: Station) -> Row:
 
 def _cost_rows(turns: Turns, fan_out: int) -> list[Row]:
     ours = turns[DISPATCHER]
-    bare = [kind for kind in (AIO_PIKA, AIORMQ) if kind in turns]
+    bare = [kind for kind in turns if kind != DISPATCHER]
+    if fan_out == 1:  # a request alone is no delivery: its cost stands in a row of its own
+        bare.remove(POST)
     rows = [
         Row(
             f"cpu.fan_out_{fan_out}.{kind}",
@@ -103,11 +109,9 @@ def _cost_rows(turns: Turns, fan_out: int) -> list[Row]:
         )
         for kind in bare
     ]
-    if POST in turns:
+    if POST in turns and POST not in bare:
         posts = median_cpu(turns[POST])
-        rows.append(
-            Row("cpu.post", "CPU of a request", "µs", None, posts, "requests without a broker")
-        )
+        rows.append(Row("cpu.post", "CPU of a request", "µs", None, posts, _TITLES[POST]))
     rows += [
         Row(
             f"throughput.fan_out_{fan_out}.{kind}",

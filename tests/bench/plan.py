@@ -12,7 +12,7 @@ class Plan:
     """Sizes of the measurements; `idle` and `latency` in seconds.
 
     `pairs` is how often dispatcher and bare loops take turns, `deliveries` what each does in one turn
-    after `warm_up` deliveries that do not count; both are multiples of ten.  `detours` are the deliveries
+    after `warm_up` deliveries that do not count; both are multiples of a hundred.  `detours` are the deliveries
     that fail once, and those whose target is busy.  `reloads` are the changes of the file of very many
     subscriptions.
     """

@@ -24,7 +24,7 @@ from tests.bench.processes import MeasuringError, module_environ, started
 from tests.bench.receiver import Receiver
 
 SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-FAN_OUTS: Final = (1, 10)
+FAN_OUTS: Final = (1, 10, 100)
 _READY_TIMEOUT: Final = 60.0
 _HEARTBEAT: Final = 300
 _KEPT_LINES: Final = 5

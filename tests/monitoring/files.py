@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from service.catalogue import CATALOGUE, json_schema
+from service.catalogue import CATALOGUE
+from service.line_schema import json_schema
 
 FOLDER = Path(__file__).parent.parent.parent / "k8s" / "monitoring"
 LOKI_ALERTS = (FOLDER / "loki" / "alerts.yaml").read_text()

@@ -14,6 +14,7 @@ import aio_pika
 import orjson
 
 from service.catalogue import CATALOGUE
+from service.core.health import FAILURES_TO_EJECT
 from service.publish import Publisher
 from tests.dispatcher import (
     Dispatcher,
@@ -28,8 +29,12 @@ from tests.receivers import Answer, Recorder
 MADE_UP = frozenset({"broker.blocked", "log.gap", "service.fault"})
 """An alarm of the broker, a reader that takes nothing, a fault of the program."""
 
-# An ejection lasts 30 s and more; nobody wants to wait for that in a test.
-_SHORT_EJECTIONS = "import service.core.health\nservice.core.health.EJECTION_BASE = 1.0\n"
+# An ejection lasts 30 s and more, and the regular line comes once a minute; nobody wants to wait for
+# that in a test.
+_IMPATIENT = (
+    "import service.core.health, service.heartbeat\n"
+    "service.core.health.EJECTION_BASE = 1.0\nservice.heartbeat.EVERY = 1.0\n"
+)
 _QUEUES = ("intake", "deliveries", "dead", "rejected", "unrouted")
 
 
@@ -49,11 +54,15 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The lines of all processes in the order of their time, and /metrics before and after the work."""
+    """The lines of all processes in the order of their time, and /metrics before and after the work.
+
+    `workers` is that of `run --workers`.
+    """
 
     lines: list[Line]
     before: str
     after: str
+    workers: str
 
     def of(self, message: str, **fields: Any) -> list[Line]:
         """Return the lines of one kind with these fields."""
@@ -67,13 +76,13 @@ class Run:
 async def real_run(amqp_url: str, folder: Path) -> Run:
     """Run it all, which takes some ten seconds, and leave nothing behind in the broker."""
     prefix, exchange = (f"test-{kind}-{uuid.uuid4().hex[:12]}" for kind in ("mon", "mon-events"))
-    (folder / "sitecustomize.py").write_text(_SHORT_EJECTIONS)
+    (folder / "sitecustomize.py").write_text(_IMPATIENT)
     try:
         async with station(amqp_url, prefix, exchange, folder) as it:
             it.environ["PYTHONPATH"] = f"{folder}:{it.environ['PYTHONPATH']}"
             slow = await _drains_too_slowly(it)
             main, before, after = await _works(it)
-            lost = await _loses_a_worker(it)
+            lost, workers = await _loses_a_worker(it)
             away = await _finds_no_broker(it)
     finally:
         await _clean(amqp_url, prefix, exchange)
@@ -83,7 +92,7 @@ async def real_run(amqp_url: str, folder: Path) -> Run:
         for pod, dispatcher in pods.items()
         for raw, told in zip(dispatcher.raw, dispatcher.lines, strict=True)
     ]
-    return Run(sorted(lines, key=lambda line: str(line.told["timestamp"])), before, after)
+    return Run(sorted(lines, key=lambda line: str(line.told["timestamp"])), before, after, workers)
 
 
 async def _drains_too_slowly(it: Station) -> Dispatcher:
@@ -104,9 +113,10 @@ async def _works(it: Station) -> tuple[Dispatcher, str, str]:
     seen: dict[str, int] = {}
 
     def fails_at_first(request: Any) -> int:
+        # One failure fewer than would get it ejected, and its deliveries put off for tens of seconds.
         name = str(request.headers["webhook-id"])
         seen[name] = seen.get(name, 0) + 1
-        return 500 if seen[name] == 1 else 200
+        return 500 if seen[name] == 1 and len(seen) < FAILURES_TO_EJECT else 200
 
     sick = True
     throttles = iter([Answer(429, headers=(("Retry-After", "1"),))])
@@ -151,14 +161,15 @@ async def _works(it: Station) -> tuple[Dispatcher, str, str]:
     return dispatcher, before, after
 
 
-async def _loses_a_worker(it: Station) -> Dispatcher:
+async def _loses_a_worker(it: Station) -> tuple[Dispatcher, str]:
     dispatcher = it.new(subscription("good", "http://127.0.0.1:1/x"))
     dispatcher.arguments = ("--workers", "2")
     await dispatcher.start()
     os.kill(dispatcher.of("service.started")[0]["pid"], signal.SIGKILL)
     await dispatcher.line("worker.died")
+    page = (await dispatcher.get("/metrics"))[1]
     assert await dispatcher.stop() == 0
-    return dispatcher
+    return dispatcher, page
 
 
 async def _finds_no_broker(it: Station) -> Dispatcher:

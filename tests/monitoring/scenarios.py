@@ -64,6 +64,22 @@ def healthy(run: Run, until: float = MINUTES, pods: tuple[str, ...] = (A, B)) ->
     ]
 
 
+def living(
+    run: Run, begin: float = 0, until: float = MINUTES, *pods: str, **changes: Any
+) -> list[Entry]:
+    """Return the regular lines of pods, A and B unless others are named."""
+    line = run.of("service.alive")[0]
+    state = {
+        "ready": True, "connected": True, "blocked": False, "subscriptions_stale": False,
+        "attempts": 40, "lines_total": 100, "rejected": 0, "rejected_events_waiting": 2,
+    }  # fmt: skip
+    return [
+        at(minute + number * 0.01, line, pod, **state | changes)
+        for number, pod in enumerate(pods or (A, B))
+        for minute in every(60, begin, until)
+    ]
+
+
 def all_is_well(run: Run) -> Scenario:
     """A day like any other: a retry here and there, a short ejection, an orderly restart."""
     failed = run.of("attempt.failed", subscription_id="shaky", decision="retry")[0]
@@ -76,6 +92,8 @@ def all_is_well(run: Run) -> Scenario:
     return Scenario(
         [
             *healthy(run),
+            *living(run),
+            *living(run, 0, 40, "dispatcher-f"),
             *(at(minute, failed) for minute in every(120, 5, 95)),
             *(at(minute + 0.1, succeeded) for minute in every(60, 5, 95)),
             *(at(minute, ejected) for minute in every(600, 5, 95)),
@@ -102,11 +120,27 @@ def trouble(run: Run) -> Scenario:
         run.of(f"target.{word}", subscription_id="ill")[0] for word in ("ejected", "recovered")
     )
     away = run.of("broker.disconnected")[0]
-    blocked = [made_up("broker.blocked", blocked=blocked) for blocked in (True, False)]
     draining, connected = run.of("service.draining")[0], run.of("broker.connected")[0]
     left = next(line for line in run.of("service.stopped") if line.told["left"])
     entries = [
         *healthy(run),
+        *living(run, 0, 20, A),
+        *living(run, 20, 40, A, blocked=True),
+        *living(run, 40, 60, A, blocked=True, subscriptions_stale=True),
+        *living(run, 60, 80, A, blocked=True),
+        *living(run, 80, MINUTES, A),
+        # It writes ten lines a second for a while, and few of them arrive.
+        *living(run, 0, 40, B),
+        *(
+            entry
+            for minute in range(40, 60)
+            for entry in living(run, minute, minute + 1, B, lines_total=100 + 600 * (minute - 40))
+        ),
+        *living(run, 60, MINUTES, B, lines_total=100 + 600 * 20),
+        *living(run, 1, 30, "dispatcher-c"),
+        *living(run, 30, 50, "dispatcher-c", ready=False, connected=False),
+        *living(run, 50, MINUTES, "dispatcher-c"),
+        *living(run, 0, 20, "dispatcher-d", "dispatcher-e"),
         *(at(minute, failed) for minute in every(20, 30, 60)),
         # An outage: five attempts fail, then everything is put off but a probe now and then.
         *(at(minute, succeeded) for minute in every(5, 0, 30)),
@@ -130,8 +164,6 @@ def trouble(run: Run) -> Scenario:
         at(1, connected, "dispatcher-c"),
         *(at(minute, away, "dispatcher-c") for minute in every(15, 30, 50)),
         at(50, connected, "dispatcher-c"),
-        at(20, blocked[0]),
-        at(80, blocked[1]),
         *(at(minute, run.of("broker.unrouted")[0]) for minute in every(30, 30, 40)),
         at(20, draining, "dispatcher-d"),
         at(20.3, left, "dispatcher-d"),
@@ -157,11 +189,9 @@ def trouble(run: Run) -> Scenario:
             Fires("WebhookUnrouted", "queue", None, (30, 31), (43, 46)),
             Fires("WebhookDrainTooSlow", "pod", "dispatcher-d", (20, 22), (34, 37)),
             Fires("WebhookDrainTooSlow", "pod", "dispatcher-e", (22, 24), (36, 38)),
-            Fires("WebhookReplicaSilent", "pod", "dispatcher-e", (35, 37), (79, 81)),
-            # Its last line was that it is connected, and then it had nothing to do.
-            Fires("WebhookReplicaSilent", "pod", "dispatcher-c", (16, 18), (29, 31)),
-            Fires("WebhookReplicaSilent", "pod", "dispatcher-c", (65, 67), None),
-            Fires("WebhookSubscriptionsRefused", "pod", A, (41, 42), (59, 61)),
+            Fires("WebhookReplicaSilent", "pod", "dispatcher-e", (24, 26), (78, 80)),
+            Fires("WebhookLinesMissing", "pod", B, (46, 50), (70, 76)),
+            Fires("WebhookSubscriptionsRefused", "pod", A, (40, 41), (59, 61)),
             Fires("WebhookServiceFault", "where", "broker", (40, 41), (54, 56)),
             Fires("WebhookWorkerDied", "pod", A, (40, 41), (54, 56)),
             Fires("WebhookLogGap", "pod", A, (40, 41), (54, 56)),
@@ -178,16 +208,15 @@ def everything_fails(run: Run) -> Scenario:
         for again in range(4)
     ]
     return Scenario(
-        [*healthy(run), *failing],
+        [*healthy(run), *living(run), *failing],
         [Fires("WebhookDeliveryFailingWidely", None, None, (40, 48), (50, 62))],
     )
 
 
 def traffic_stops(run: Run) -> Scenario:
-    """Lines come, and none is an attempt."""
-    loaded = run.of("subscriptions.loaded")[0]
+    """All are alive, and nothing is attempted any more."""
     return Scenario(
-        [*healthy(run, 20), *(at(minute, loaded, A) for minute in every(300, 0, MINUTES))],
+        [*healthy(run, 20), *living(run, 0, 20), *living(run, 20, MINUTES, attempts=0)],
         [Fires("WebhookNoTraffic", None, None, (54, 57), None)],
     )
 
@@ -195,10 +224,11 @@ def traffic_stops(run: Run) -> Scenario:
 def lines_stop(run: Run) -> Scenario:
     """Nothing comes any more."""
     return Scenario(
-        healthy(run, 20),
+        [*healthy(run, 20), *living(run, 0, 20)],
         [
-            Fires("WebhookNoTraffic", None, None, (54, 57), None),
-            Fires("WebhookNoLogs", None, None, (79, 82), None),
+            Fires("WebhookReplicaSilent", "pod", A, (24, 26), (78, 80)),
+            Fires("WebhookReplicaSilent", "pod", B, (24, 26), (78, 80)),
+            Fires("WebhookNoLogs", None, None, (29, 31), None),
         ],
     )
 
@@ -206,8 +236,13 @@ def lines_stop(run: Run) -> Scenario:
 def a_replica_is_silent(run: Run) -> Scenario:
     """One stops writing while two go on."""
     return Scenario(
-        [*healthy(run, 30, (B,)), *healthy(run, MINUTES, (A, "dispatcher-f"))],
-        [Fires("WebhookReplicaSilent", "pod", B, (44, 46), (89, 91))],
+        [
+            *healthy(run, 30, (B,)),
+            *healthy(run, MINUTES, (A, "dispatcher-f")),
+            *living(run, 0, 30, B),
+            *living(run, 0, MINUTES, A, "dispatcher-f"),
+        ],
+        [Fires("WebhookReplicaSilent", "pod", B, (34, 36), (88, 90))],
     )
 
 
@@ -216,8 +251,61 @@ def the_intake_is_behind(run: Run) -> Scenario:
     line = run.of("attempt.succeeded", subscription_id="good", lane="intake")[0]
     waited = [at(minute, line, A, age_ms=120_000.0) for minute in every(15, 30, MINUTES)]
     return Scenario(
-        [*healthy(run, 30), *waited],
+        [*healthy(run, 30), *living(run), *waited],
         [Fires("WebhookIntakeBehind", None, None, (44, 48), None)],
+    )
+
+
+def it_has_only_just_begun(run: Run) -> Scenario:
+    """The first replica starts, and there is nothing to do yet."""
+    return Scenario(
+        living(run, 80, MINUTES, A, attempts=0),
+        [Fires("WebhookNoLogs", None, None, (0, 1), (78, 81))],
+    )
+
+
+def it_is_idle_for_a_while(run: Run) -> Scenario:
+    """Twenty minutes without an event are no reason to wake anybody; nor is it silence."""
+    return Scenario(
+        [
+            *healthy(run, 40),
+            *living(run, 0, 40),
+            *living(run, 40, 60, attempts=0),
+            *living(run, 60, MINUTES),
+        ],
+        [],
+    )
+
+
+def traffic_comes_in_bursts(run: Run) -> Scenario:
+    """Three hundred lines at once, every seven minutes; each arrives, and the pod's count says so."""
+    line = run.of("attempt.succeeded", subscription_id="good", lane="intake")[0]
+    entries: list[Entry] = []
+    for minute in range(MINUTES):
+        if minute % 7 == 3:
+            entries += [at(minute + 0.5 + n / 60_000, line, A, age_ms=20.0) for n in range(300)]
+        entries += living(run, minute, minute + 1, A, lines_total=len(entries) + 1)
+    return Scenario(entries, [])
+
+
+def the_broker_parks_messages(run: Run) -> Scenario:
+    """Three messages were delivered too often; before that a dispatcher rejected two, and said so."""
+    return Scenario(
+        [
+            *healthy(run),
+            *living(run, 0, 20),
+            *living(run, 20, 21, A, rejected=2, rejected_events_waiting=4),
+            *living(run, 20, 21, B, rejected_events_waiting=4),
+            *(at(20, run.of("event.rejected")[0], A) for _ in range(2)),
+            *living(run, 21, 50, rejected_events_waiting=4),
+            *living(run, 50, 80, rejected_events_waiting=7),
+            # Somebody decided.
+            *living(run, 80, MINUTES, rejected_events_waiting=0),
+        ],
+        [
+            Fires("WebhookEventsRejected", "reason", "not_json", (20, 21), (34, 36)),
+            Fires("WebhookParkedByBroker", None, None, (53, 55), (63, 66)),
+        ],
     )
 
 
@@ -229,4 +317,8 @@ SCENARIOS: tuple[Callable[[Run], Scenario], ...] = (
     lines_stop,
     a_replica_is_silent,
     the_intake_is_behind,
+    it_has_only_just_begun,
+    it_is_idle_for_a_while,
+    traffic_comes_in_bursts,
+    the_broker_parks_messages,
 )
