@@ -147,7 +147,7 @@ class Stage:
 
     async def _is_quiet(self) -> bool:
         for replica in self.replicas:
-            if replica.runs and await _in_flight(replica):
+            if replica.runs and await in_flight(replica):
                 return False
         # Cheap, and without what is under way; then dear, with it.
         with suppress(*TROUBLE):
@@ -162,7 +162,8 @@ class Stage:
         return all(held.get(queue, "0") == "0" for queue in self.remains.busy)
 
 
-async def _in_flight(replica: Replica) -> int:
+async def in_flight(replica: Replica) -> int:
+    """Return how many messages a dispatcher works on; 1 where it does not answer."""
     try:
         _, text = await replica.get("/status")
     except aiohttp.ClientError:
