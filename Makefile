@@ -4,12 +4,13 @@ export PYTHON
 INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 DEMO_PROGRAMS := $(if $(AMQP_URL),,rabbitmq)
 
-.PHONY: help demo test test-faults test-image lint bench venv lock clean
+.PHONY: help demo test test-faults soak test-image lint bench venv lock clean
 
 help:
 	@echo 'make demo    shows the dispatcher at work, then ends (KEEP=1: stays up)'
 	@echo 'make test    runs every test (ARGS="-k word": some)'
 	@echo 'make test-faults  kills, cuts and floods everything, and accounts for every event'
+	@echo 'make soak    an hour of load and random faults (ARGS="--minutes 5": less)'
 	@echo 'make test-image   builds the image and runs it (as root)'
 	@echo 'make lint    style, types, import rules'
 	@echo 'make bench   measures throughput and latency'
@@ -29,6 +30,10 @@ test: venv
 test-faults: venv
 	@.ci/system-packages rabbitmq
 	.venv/bin/python -m tests.faults $(ARGS)
+
+soak: venv
+	@.ci/system-packages rabbitmq
+	.venv/bin/python -m tests.faults.soak $(ARGS)
 
 test-image: venv
 	@.ci/system-packages rabbitmq buildah debootstrap
