@@ -10,7 +10,7 @@ from tests.bench.report import Report
 
 _TINY = Plan(
     deliveries=200,
-    warm_up=20,
+    warm_up=100,
     pairs=1,
     detours=50,
     detour_pairs=1,
