@@ -32,6 +32,8 @@ _NAMES = {
     "throughput.fan_out_1.aiormq",
     "throughput.fan_out_10.aio-pika",
     "throughput.fan_out_10.aiormq",
+    "cpu.fan_out_100.post",
+    "throughput.fan_out_100.post",
     "latency.p50",
     "latency.p99",
     "cpu.once",
