@@ -1,5 +1,6 @@
 """A reload gives what a first load would give, builds only what changed, and gives way to deliveries."""
 
+import gc
 import json
 import weakref
 from collections.abc import Callable
@@ -58,6 +59,22 @@ def test_an_edited_subscription_is_taken_up_and_the_others_are_the_same_objects(
     assert (new.id, changed_b.timeout, b.timeout) == ("new", 1.0, 15.0)
     assert same_a is a
     assert same_c is c
+
+
+def test_a_reload_takes_no_garbage_from_the_collector_for_good(path: Path) -> None:
+    class Knot:
+        """In a cycle with itself: only the collector frees it."""
+
+        def __init__(self) -> None:
+            self.self = self
+
+    write(path, entry(id="a"))
+    knot = weakref.ref(Knot())
+    snapshot_of(reading(path))
+    write(path, entry(id="a", nonsense=1))
+    problems_of(reading(path))
+    gc.collect()
+    assert knot() is None
 
 
 async def test_unchanged_subscriptions_keep_their_state_over_a_reload(path: Path) -> None:

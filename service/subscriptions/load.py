@@ -23,6 +23,7 @@ from service.subscriptions.problems import Path, Problem, Report, SubscriptionsE
 from service.subscriptions.snapshot import FilterReport, Snapshot
 
 _MAX_BYTES = 512 * 1024 * 1024
+_MANY = 10_000  # subscriptions whose objects the garbage collector walks for tens of milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,10 @@ def read(
             warnings=tuple(loading.warnings),
             on_undecided=on_undecided,
         )
+        if len(snapshot) >= _MANY:
+            # The first walk over them would hold the event loop up for a quarter of a second.  Not for
+            # fewer: what is garbage at this moment, and in a cycle, is never freed again.
+            gc.freeze()
         return Reading(snapshot, files.looks, loading.memory)
 
 
@@ -89,15 +94,13 @@ def read(
 def _garbage_collector_paused() -> Iterator[None]:
     """Spare the collector millions of objects that are all alive and in no cycle.
 
-    It would walk them again and again, at half the cost of a large load; and the first walk afterwards
-    would hold the event loop up for a quarter of a second, if they were not taken from it for good.
+    It would walk them again and again, at half the cost of a large load.
     """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         if was_enabled:
             gc.enable()
 
