@@ -15,6 +15,8 @@ from tests.faults.scenarios.base import Scenario
 from tests.faults.scenarios.broker import NodeKilled
 from tests.faults.scenarios.connection import Cut
 from tests.faults.scenarios.dispatcher import KilledAfterConfirm, KilledAnyTime
+from tests.faults.soak import soak
+from tests.faults.soak import table as soak_table
 from tests.faults.table import table, verdicts
 
 
@@ -115,3 +117,14 @@ async def test_no_event_is_lost(node: PrivateBroker, scenario: type[Scenario]):
     )
     assert verdicts([told]) == []
     assert told.account.owed > 0
+
+
+@pytest.mark.usefixtures(
+    "node"
+)  # the soak starts one of its own, which only a machine with RabbitMQ can
+async def test_a_short_soak_loses_nothing_and_says_what_it_saw():
+    found = await soak(0.2, 40.0, 7)
+    assert not found.problems
+    assert found.account.events
+    assert found.account.agrees
+    assert f"{found.account.events:,} events" in soak_table(found)

@@ -192,7 +192,8 @@ class Soak:
 
     def _middle(self, low: float, high: float) -> Sample:
         """Return the medians of the samples of a part of the time."""
-        found = self._samples[int(low * len(self._samples)) : int(high * len(self._samples))]
+        count = len(self._samples)
+        found = self._samples[int(low * count) : int(high * count)] or self._samples[-1:]
         return Sample(
             found[0].at,
             *(
