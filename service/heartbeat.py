@@ -1,8 +1,9 @@
 """The regular line: what an operator wants to know of a process also when nothing else is written.
 
-The law here: one line a minute whatever happens, and a last one at the end, with few fields of bounded size.  Counts are those
-since the line before, so that they add up over time and over processes; what cannot be counted so (how
-many lines were written, which a reader compares with those that arrived) is a total since the start.
+The law here: one line a minute whatever happens, and a last one at the end, with few fields of bounded
+size.  Counts are those since the line before, so that they add up over time and over processes; what
+cannot be counted so (how many lines were written, which a reader compares with those that arrived) is a
+total since the start.
 """
 
 import asyncio

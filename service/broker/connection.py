@@ -223,7 +223,7 @@ class Broker:
         """Watch over a session; returns why it was lost."""
         watchers = [
             asyncio.create_task(self._guard(session, watch))
-            for watch in (self._watch_blocked, self._watch_unrouted)
+            for watch in (self._watch_blocked, self._watch_waiting)
         ]
         try:
             return await asyncio.shield(session.lost)
@@ -293,7 +293,7 @@ class Broker:
                 self._log.warning("broker.blocked", blocked=blocked)
             await asyncio.sleep(BLOCKED_POLL)
 
-    async def _watch_unrouted(self, session: Session) -> None:
+    async def _watch_waiting(self, session: Session) -> None:
         """Count what waits for people: the catch-all queue must stay empty.
 
         The broker parks by itself what was delivered too often; nothing else here would tell of it.

@@ -10,6 +10,7 @@ end and nothing else came; in any other case it is closed.
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -114,10 +115,8 @@ async def _in_pieces(protocol: WatchedProtocol, head: bytes, body: bytes) -> Non
     """Write a large body as fast as it is taken; that it cannot be is seen where the answer is read."""
     writer = StreamWriter(protocol, asyncio.get_running_loop())
     view = memoryview(body)
-    try:
+    with suppress(OSError):
         await writer.write(head)
         for at in range(0, len(body), _PIECE):
             await writer.write(view[at : at + _PIECE])
             await writer.drain()
-    except (ConnectionError, OSError):
-        pass

@@ -100,7 +100,7 @@ def build(
     request_target = bare.raw_path_qs
     if proxy is not None and url.scheme == "http":  # RFC 9112, 3.2.2: the whole URL
         request_target = str(bare)
-        if proxy.user is not None:
+        if proxy.user is not None or proxy.password is not None:
             headers["Proxy-Authorization"] = _basic(proxy)
     request_line = f"POST {request_target} HTTP/1.1"
     return Route(

@@ -12,9 +12,9 @@ class Plan:
     """Sizes of the measurements; `idle` and `latency` in seconds.
 
     `pairs` is how often dispatcher and bare loops take turns, `deliveries` what each does in one turn
-    after `warm_up` deliveries that do not count; both are multiples of a hundred.  `detours` are the deliveries
-    that fail once, and those whose target is busy.  `reloads` are the changes of the file of very many
-    subscriptions.
+    after `warm_up` deliveries that do not count; both are multiples of a hundred.  `detours` are the
+    deliveries that fail once, and those whose target is busy.  `reloads` are the changes of the file of
+    very many subscriptions.
     """
 
     deliveries: int = 10_000
