@@ -49,7 +49,7 @@ EARLY = 1.5
 """A delivery that comes back this many seconds before its time has another trip to make."""
 
 UNKNOWN_DEFERRALS = 3
-"""Deferrals (10, 20, 40 s) before a subscription that nobody here knows counts as removed."""
+"""Deferrals (20, 40, 80 s, or up to twice that) before an unknown subscription counts as removed."""
 
 DELIVERED = Delivered()
 

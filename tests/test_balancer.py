@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core.balancer import choose, smooth_round_robin
-from service.core.health import TargetState
+from service.core.health import RAMP, TargetState
 from service.core.subscription import Balance, Target
 
 
@@ -96,7 +96,7 @@ def test_weighted_random_follows_the_weights(draw, picked):
 def test_a_ramping_target_gets_a_smaller_share_that_grows():
     states = targets(1, 1)
     states[1].ramp_from = 0.0
-    early = Counter(name(smooth_round_robin(states, 3.0)) for _ in range(110))
+    early = Counter(name(smooth_round_robin(states, RAMP / 10)) for _ in range(110))
     assert early["b"] == 10
-    later = Counter(name(smooth_round_robin(states, 30.0)) for _ in range(110))
+    later = Counter(name(smooth_round_robin(states, RAMP)) for _ in range(110))
     assert later["b"] == 55

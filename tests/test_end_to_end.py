@@ -248,6 +248,7 @@ async def test_a_sick_target_is_ejected_deferred_and_comes_back(it):
 
 
 async def test_a_disabled_subscription_defers_and_drops_nothing(it):
+    it.shorten_waits()
     async with Recorder() as receiver:
         dispatcher = await it.dispatcher(subscription("s", receiver.url, enabled=False))
         await publish(it, "order.shipped")

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from service.core.delivery import Answered, DeferCause, Failed, FailureKind, Forbidden, Outcome
 from service.core.health import (
     EJECTION_BASE,
+    EJECTION_JITTER,
     EJECTION_MAX,
     FAILURES_TO_EJECT,
+    PROBE_PAUSE,
     RAMP,
     Change,
     TargetState,
@@ -89,8 +91,53 @@ def test_a_failed_probe_ejects_for_longer_up_to_a_bound():
         assert target.ejected_until is not None
         lengths.append(target.ejected_until - now)
         now = target.ejected_until
-    assert lengths[:3] == [60.0, 90.0, 120.0]
+    assert lengths[:3] == [20.0, 25.0, 25.0]
     assert max(lengths) == EJECTION_MAX
+
+
+def test_a_window_is_counted_from_when_its_probe_began():
+    target = state()
+    eject(target)
+    probe = target.begin(EJECTION_BASE)
+    target.end(probe, RESET, EJECTION_BASE + 14, 0.0)
+    assert target.ejected_until == EJECTION_BASE + 2 * EJECTION_BASE
+
+
+def test_a_probe_that_hangs_for_longer_than_a_window_is_followed_by_a_pause():
+    target = state()
+    eject(target)
+    probe = target.begin(EJECTION_BASE)
+    target.end(probe, RESET, EJECTION_BASE + 600, 0.0)
+    assert target.ejected_until == EJECTION_BASE + 600 + PROBE_PAUSE
+
+
+def test_the_longest_window_and_the_ramp_leave_some_seconds_of_a_minute():
+    assert EJECTION_MAX * (1 + EJECTION_JITTER) + RAMP <= 50.0
+
+
+def test_an_ejected_target_that_throttles_as_well_is_out_until_both_are_over():
+    target = state()
+    for _ in range(FAILURES_TO_EJECT):
+        attempt(target, Answered(429, 0.01, retry_after=120.0))
+    assert target.unavailable(119.0) == Unavailable(DeferCause.EJECTED, 120.0)
+    assert target.unavailable(120.0) is None
+
+
+def test_a_target_that_fails_again_while_it_ramps_up_is_out_for_longer():
+    target = state()
+    eject(target)
+    attempt(target, OK, EJECTION_BASE)
+    eject(target, EJECTION_BASE + RAMP / 2)
+    assert target.ejected_until == EJECTION_BASE + RAMP / 2 + 2 * EJECTION_BASE
+
+
+def test_a_target_that_has_its_full_weight_again_begins_anew():
+    target = state()
+    eject(target)
+    attempt(target, OK, EJECTION_BASE)
+    attempt(target, OK, EJECTION_BASE + RAMP)
+    eject(target, EJECTION_BASE + RAMP)
+    assert target.ejected_until == EJECTION_BASE + RAMP + EJECTION_BASE
 
 
 def test_an_abandoned_probe_lets_the_next_one_through():

@@ -18,11 +18,11 @@ import pytest
 from pamqp.commands import Basic
 
 from service.core.delivery import Answered, Failed, FailureKind, Outcome
-from service.core.health import EJECTION_JITTER, EJECTION_MAX, FULL_WEIGHT
+from service.core.health import FULL_WEIGHT
 from service.core.subscription import Subscription, Target
 from tests.fake_broker import EPOCH, Process, World, run, standing_in
 
-MINUTE, HOUR = 60.0, 3600.0
+MINUTE, HALF_AN_HOUR, HOUR = 60.0, 1800.0, 3600.0
 MOST_IN_A_MINUTE = 3
 MOST_IN_AN_HOUR = 12
 
@@ -162,25 +162,74 @@ def weight_of(process: Process, subscription: Subscription) -> int:
     return target.effective_weight(now) if target.health == "healthy" else 0
 
 
-def test_a_target_that_is_back_has_its_full_weight_within_a_minute_of_its_first_success():
+async def until_full_weight(process: Process, subscription: Subscription) -> None:
+    """Wait until the first target has its whole weight again."""
+    while True:
+        if weight_of(process, subscription) == FULL_WEIGHT:
+            return
+        await asyncio.sleep(0.5)
+
+
+BACK_AT = [HOUR + offset for offset in (0.0, 7.0, 13.0, 22.0)]
+"""Wherever in a window an outage ends, and while a probe hangs."""
+
+
+@pytest.mark.parametrize("back_at", BACK_AT)
+@pytest.mark.parametrize("down", ["refuses connections", "answers 503", "hangs"])
+def test_a_target_that_was_out_for_an_hour_has_its_full_weight_within_a_minute(
+    down: str, back_at: float
+):
     both = replace(ORDERS, targets=(Target(URL), Target("https://b.example/")))
-    it = Outage.of(both, DOWN["answers 503"], only=URL)
-    weights: list[tuple[float, int]] = []
+    it = Outage.of(both, DOWN[down], seconds=back_at, only=URL)
+    taken: list[float] = []
 
     async def body(process: Process) -> None:
-        for number in range(round(HOUR + 8 * MINUTE)):
+        for number in range(round(back_at)):
             it.arrive(number)
             await asyncio.sleep(1.0)
-            weights.append((it.world.clock.seconds, weight_of(process, both)))
+        arriving = asyncio.create_task(steadily(it, round(back_at)))
+        await until_full_weight(process, both)
+        taken.append(it.world.clock.seconds - back_at)
+        arriving.cancel()
         await it.until_rest()
 
     play(it, body)
-    first = min(r.at for r in it.world.receivers.requests if r.accepted and r.url == URL)
-    full = next(at for at, weight in weights if at > first and weight == FULL_WEIGHT)
-    assert full - first <= MINUTE
-    assert first - HOUR <= EJECTION_MAX * (1 + EJECTION_JITTER) + 1
-    assert len(it.accepted) == len(set(it.accepted)) == len(weights)
+    assert taken[0] <= MINUTE
+    assert len(it.accepted) == len(set(it.accepted))
     assert not it.published  # what one target cannot take the other takes at once
+    probes = sum(1 for r in it.world.receivers.requests if r.url == URL and r.at < back_at)
+    assert probes <= 4 * back_at / MINUTE  # and it is not hammered while it is down
+
+
+@pytest.mark.parametrize("back_at", BACK_AT)
+@pytest.mark.parametrize("down", ["answers 503", "hangs"])
+def test_what_waits_for_it_brings_a_target_back_within_a_minute_without_a_new_event(
+    down: str, back_at: float
+):
+    it = Outage.of(ORDERS, DOWN[down], seconds=back_at)
+    taken: list[float] = []
+
+    async def body(process: Process) -> None:
+        for number in range(500):
+            it.arrive(number)
+        await asyncio.sleep(back_at)
+        await until_full_weight(process, ORDERS)
+        taken.append(it.world.clock.seconds - back_at)
+        await it.until_rest()
+
+    play(it, body, prefetch=1024, attempts=512, slow=128)
+    assert taken[0] <= MINUTE
+    assert len(it.accepted) == len(set(it.accepted)) == 500
+    late = sum(r.at > back_at + HALF_AN_HOUR for r in it.world.receivers.requests if r.accepted)
+    assert late <= 25  # what was used to probe with waits for its next round
+
+
+async def steadily(it: Outage, number: int) -> None:
+    """Let an event come in every second."""
+    while True:
+        it.arrive(number)
+        number += 1
+        await asyncio.sleep(1.0)
 
 
 @pytest.mark.parametrize("latency", [0.1, 0.3])

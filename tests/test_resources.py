@@ -223,6 +223,7 @@ def give_descriptors(pid: int) -> None:
 
 
 async def test_without_descriptors_nothing_is_lost_and_deliveries_resume(it):
+    it.shorten_waits()
     closing = Answer(close=True)  # each attempt needs a socket of its own
     async with Recorder(answer=lambda _: closing) as receiver:
         dispatcher = await it.dispatcher(
@@ -249,6 +250,7 @@ async def test_without_descriptors_nothing_is_lost_and_deliveries_resume(it):
 
 # FAILS TODAY: the failure counts against the target, which is ejected, and spends the delivery's rounds.
 async def test_a_target_is_not_blamed_for_our_own_lack_of_descriptors(it):
+    it.shorten_waits()
     closing = Answer(close=True)
     async with Recorder(answer=lambda _: closing) as receiver:
         dispatcher = await it.dispatcher(

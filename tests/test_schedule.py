@@ -35,10 +35,13 @@ def test_the_schedule_is_spent_after_its_last_delay():
     assert retry_delay(policy, 3, 0.0) is None
 
 
-def test_deferrals_double_from_ten_seconds_to_half_an_hour_and_wait_for_the_probe():
-    assert [ejected_delay(n, 0.0, 0.0) for n in range(4)] == [10.0, 20.0, 40.0, 80.0]
-    assert ejected_delay(50, 0.0, 0.0) == 1800.0
+def test_deferrals_double_from_twenty_seconds_and_wait_for_the_probe():
+    assert [ejected_delay(n, 0.0, 0.0) for n in range(4)] == [20.0, 40.0, 80.0, 160.0]
     assert ejected_delay(0, 30.0, 0.0) == 30.0
+
+
+def test_deferrals_come_back_spread_over_a_quarter_of_an_hour_and_never_later_than_half_an_hour():
+    assert (ejected_delay(50, 0.0, 0.0), ejected_delay(50, 0.0, 1.0)) == (900.0, 1800.0)
 
 
 @given(st.integers(0, 100), st.floats(0, 300), st.floats(-1, 1))

@@ -7,6 +7,10 @@ Finagle (one half-open probe at a time).  Time is an argument: `now` in monotoni
     healthy --5 failures in a row--> ejected --time is up--> probing --success--> healthy, ramping up
                                         ^                        |
                                         +-------- failure -------+
+
+The law: a target that answers again has its full weight within a minute, however long it was out, as
+long as something for it comes by every few seconds and a probe fails within 20 s.  The longest window
+and the ramp are 50 s.
 """
 
 from dataclasses import dataclass
@@ -17,10 +21,11 @@ from service.core.delivery import Answered, DeferCause, Failed, FailureKind, For
 from service.core.subscription import Target
 
 FAILURES_TO_EJECT = 5
-EJECTION_BASE = 30.0
-EJECTION_MAX = 300.0
+EJECTION_BASE = 10.0
+EJECTION_MAX = 25.0
 EJECTION_JITTER = 0.2
-RAMP = 30.0
+PROBE_PAUSE = 5.0
+RAMP = 20.0
 RAMP_START = 10
 FULL_WEIGHT = 100
 SLOW_AFTER = 1.0
@@ -108,7 +113,7 @@ class TargetState:
         self.ejected_since: float | None = None
         self.ejected_until: float | None = None
         self.probe: int | None = None
-        self.ramp_from: float | None = None
+        self.ramp_from = float("-inf")
         self.throttled_until = 0.0
         self.gone = False
         self.latency: float | None = None
@@ -142,8 +147,10 @@ class TargetState:
         if self.gone or self.target.weight == 0:
             return Unavailable(DeferCause.PAUSED, float("inf"))
         if self.ejected_until is not None:
-            if now < self.ejected_until:
-                return Unavailable(DeferCause.EJECTED, self.ejected_until)
+            # One that throttles as well is still ejected: a place in line would be taken again and again.
+            until = max(self.ejected_until, self.throttled_until)
+            if now < until:
+                return Unavailable(DeferCause.EJECTED, until)
             if self.probe is not None:
                 return Unavailable(DeferCause.EJECTED, now + EJECTION_BASE)
         if now < self.throttled_until:
@@ -153,13 +160,11 @@ class TargetState:
         return None
 
     def effective_weight(self, now: float) -> int:
-        """Return the weight in hundredths: a recovered target ramps up from a tenth over 30 s."""
-        if self.ramp_from is None:
+        """Return the weight in hundredths: a recovered target ramps up from a tenth over 20 s."""
+        since = now - self.ramp_from
+        if since >= RAMP:
             return self.target.weight * FULL_WEIGHT
-        share = int(FULL_WEIGHT * (now - self.ramp_from) / RAMP)
-        if share >= FULL_WEIGHT:
-            self.ramp_from = None
-        return self.target.weight * min(max(share, RAMP_START), FULL_WEIGHT)
+        return self.target.weight * max(int(FULL_WEIGHT * since / RAMP), RAMP_START)
 
     def is_slow(self, now: float) -> bool:
         """Tell whether the target answers slowly, or has left an attempt unanswered for long."""
@@ -204,7 +209,8 @@ class TargetState:
             return Change.GONE
         change = self._throttle(outcome, now)
         if is_health_failure(outcome):
-            return self._count_failure(now, jitter, was_probe=was_probe) or change
+            probe_began = started if was_probe else None
+            return self._count_failure(now, jitter, probe_began) or change
         return self._count_success(now) or change
 
     def _note_latency(self, seconds: float) -> None:
@@ -225,23 +231,25 @@ class TargetState:
         self.throttled_until = max(self.throttled_until, until)
         return None if was_throttled else Change.THROTTLED
 
-    def _count_failure(self, now: float, jitter: float, *, was_probe: bool) -> Change | None:
+    def _count_failure(self, now: float, jitter: float, probe_began: float | None) -> Change | None:
         self.failures += 1
-        if self.ejected_until is not None and not was_probe:
+        if self.ejected_until is not None and probe_began is None:
             return None  # it began before the ejection, which it must not lengthen
         if self.ejected_until is None and self.failures < FAILURES_TO_EJECT:
             return None
         self.ejections += 1
         if self.ejected_since is None:
             self.ejected_since = now
-        length = min(EJECTION_BASE * self.ejections, EJECTION_MAX)
-        self.ejected_until = now + length * (1 + EJECTION_JITTER * jitter)
+        length = min(EJECTION_BASE * self.ejections, EJECTION_MAX) * (1 + EJECTION_JITTER * jitter)
+        # A probe that hung for long has used up some of the next window, but not all of it.
+        began = now if probe_began is None else probe_began
+        self.ejected_until = max(began + length, now + PROBE_PAUSE)
         return Change.EJECTED
 
     def _count_success(self, now: float) -> Change | None:
         self.failures = 0
         if self.ejected_until is None:
-            self.ejections = self.ejections if self.ramp_from is not None else 0
+            self.ejections = self.ejections if now - self.ramp_from < RAMP else 0
             return None
         self.ejected_since = self.ejected_until = None
         self.ramp_from = now

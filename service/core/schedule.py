@@ -7,8 +7,8 @@ from service.core.subscription import RetryPolicy
 
 SLOT_MIN = 1.0
 SLOT_MAX = 600.0
-EJECTED_BASE = 10.0
-EJECTED_MAX = 1800.0
+EJECTED_BASE = 20.0
+EJECTED_MAX = 900.0
 RETRY_AFTER_MAX = 86400.0
 
 
@@ -22,12 +22,13 @@ def retry_delay(policy: RetryPolicy, round_number: int, jitter: float) -> float 
 def ejected_delay(deferrals: int, until_probe: float, jitter: float) -> float:
     """Return how long to put off a delivery whose targets are all out of the rotation.
 
-    Not before the next probe, and doubling from 10 s to 30 min with each deferral of the same delivery,
-    so that a backlog of an hours-long outage costs the broker little.  The jitter only adds, so that
-    the probe is never missed by a little.
+    Not before the next probe, and doubling from 20 s to 15 min with each deferral of the same delivery,
+    so that a backlog of an hours-long outage costs the broker little.  The jitter adds up to as much
+    again: what was put off at one moment comes back spread out, so that at any time something of a
+    backlog is there to probe with, and a target that is back is not met by all of it at once.
     """
     doubled = min(EJECTED_BASE * 2.0 ** min(deferrals, 16), EJECTED_MAX)
-    return max(until_probe, doubled) * (1 + 0.1 * abs(jitter))
+    return max(until_probe, doubled) * (1 + abs(jitter))
 
 
 class Line:

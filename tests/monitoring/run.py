@@ -29,12 +29,6 @@ from tests.receivers import Answer, Recorder
 MADE_UP = frozenset({"broker.blocked", "log.gap", "service.fault"})
 """An alarm of the broker, a reader that takes nothing, a fault of the program."""
 
-# An ejection lasts 30 s and more, and the regular line comes once a minute; nobody wants to wait for
-# that in a test.
-_IMPATIENT = (
-    "import service.core.health, service.heartbeat\n"
-    "service.core.health.EJECTION_BASE = 1.0\nservice.heartbeat.EVERY = 1.0\n"
-)
 _QUEUES = ("intake", "deliveries", "dead", "rejected", "unrouted")
 
 
@@ -76,10 +70,9 @@ class Run:
 async def real_run(amqp_url: str, folder: Path) -> Run:
     """Run it all, which takes some ten seconds, and leave nothing behind in the broker."""
     prefix, exchange = (f"test-{kind}-{uuid.uuid4().hex[:12]}" for kind in ("mon", "mon-events"))
-    (folder / "sitecustomize.py").write_text(_IMPATIENT)
     try:
         async with station(amqp_url, prefix, exchange, folder) as it:
-            it.environ["PYTHONPATH"] = f"{folder}:{it.environ['PYTHONPATH']}"
+            it.shorten_waits()
             slow = await _drains_too_slowly(it)
             main, before, after = await _works(it)
             lost, workers = await _loses_a_worker(it)
