@@ -2,11 +2,8 @@
 
 import json
 
-import pytest
-
 from tests.bench.measure import measure
 from tests.bench.plan import Plan
-from tests.bench.report import Report
 
 _TINY = Plan(
     deliveries=200,
@@ -19,6 +16,10 @@ _TINY = Plan(
     subscriptions=200,
     matches=10,
     reloads=1,
+    ways=("slow",),
+    sick=(1,),
+    well=0.5,
+    ill=0.5,
 )
 _NAMES = {
     "idle.memory",
@@ -52,19 +53,28 @@ _NAMES = {
 }
 
 
-@pytest.fixture
-async def report(amqp_url) -> Report:
-    return await measure(amqp_url, _TINY, lambda _: None)
-
-
-async def test_every_figure_is_measured_and_shown(report):
+async def test_every_figure_is_measured_and_shown(amqp_url):
+    report = await measure(amqp_url, _TINY, lambda _: None, isolation=False)
     rows = {row.name: row for row in report.rows}
     assert rows.keys() == _NAMES
     for row in report.rows:
         assert (row.value if row.bare is None else row.bare) is not None, row
         assert row.title in report.text()
     for name in ("cpu.fan_out_1.aio-pika", "cpu.fan_out_10.aiormq", "cpu.once"):
-        assert rows[name].ratio > 0
+        assert (rows[name].ratio or 0) > 0
     told = json.loads(report.json())
     assert [row["name"] for row in told["rows"]] == [row.name for row in report.rows]
     assert {"date", "cpu", "python", "broker", "receiver"} <= told["machine"].keys()
+
+
+async def test_isolation_is_measured_and_shown(amqp_url):
+    report = await measure(amqp_url, _TINY, lambda _: None, figures=False)
+    assert report.isolation is not None
+    [row], [end] = report.isolation.rows, report.isolation.ends
+    assert (row.way, row.sick, end.way, end.doubled) == ("slow", 1, "slow", 0)
+    assert row.samples > 0
+    assert end.most_publishes <= 3
+    assert end.full_weight is not None
+    assert end.full_weight <= 60
+    assert "answer after 5 s" in report.text()
+    assert json.loads(report.json())["isolation"]["rows"][0]["way"] == "slow"

@@ -11,6 +11,8 @@
     detours     what a delivery costs that fails once, or finds its target saturated
     scale       100,000 subscriptions
     reload      a change of one of them: its pause, and how long it takes
+    isolation   what the healthy get while others are sick
+    ward        the subscribers that fall sick
     report      rows, table, JSON
 
 Machines are shared and noisy: what is compared runs in turns (A B A B), and the ratio of each pair counts.

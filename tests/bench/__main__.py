@@ -1,4 +1,4 @@
-"""The command line: `python -m tests.bench [--quick] [--json FILE]`.
+"""The command line: `python -m tests.bench [--quick] [--only PART] [--json FILE]`.
 
 Uses the broker at AMQP_URL, or a private one.  Exit status 0 done, 1 it could not be measured.
 """
@@ -8,7 +8,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,16 +21,20 @@ from tests.bench.plan import FULL, QUICK, Plan
 from tests.bench.processes import MeasuringError
 from tests.bench.report import Report
 
+PARTS = ("figures", "isolation")
+
 
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure.")
-    parser.add_argument("--quick", action="store_true", help="less than a minute, less exact")
+    parser.add_argument("--quick", action="store_true", help="a few minutes, less exact")
+    parser.add_argument("--only", choices=PARTS, help="one part of it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     told = parser.parse_args()
     try:
         with _broker() as url:
-            report = uvloop.run(_until_interrupted(url, QUICK if told.quick else FULL))
+            plan = QUICK if told.quick else FULL
+            report = uvloop.run(_until_interrupted(url, plan, told.only or PARTS))
     except (MeasuringError, BrokerError) as error:
         sys.stderr.write(f"bench: {error}\n")
         return 1
@@ -51,12 +55,14 @@ def _broker() -> Iterator[str]:
         yield broker.url
 
 
-async def _until_interrupted(url: str, plan: Plan) -> Report:
+async def _until_interrupted(url: str, plan: Plan, parts: Collection[str]) -> Report:
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    return await measure(url, plan, _tell)
+    return await measure(
+        url, plan, _tell, figures="figures" in parts, isolation="isolation" in parts
+    )
 
 
 def _tell(what: str) -> None:

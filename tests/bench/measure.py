@@ -18,14 +18,15 @@ from tests.bench.cost import (
 )
 from tests.bench.detours import Detour, measure_detour
 from tests.bench.events import EVENT_TYPE, Feed, feed
+from tests.bench.isolation import measure_isolation
 from tests.bench.latency import Latency, measure_latency
-from tests.bench.plan import Plan
+from tests.bench.plan import IN_FLIGHT, Plan
 from tests.bench.processes import cpu_seconds, resident_bytes
 from tests.bench.receiver import Receiver, fastest, hook
 from tests.bench.reload import RATE, Reloads, measure_reloads
 from tests.bench.report import Report, Row, machine
 from tests.bench.scale import Scale, measure_scale
-from tests.bench.station import FAN_OUTS, Station, station
+from tests.bench.station import FAN_OUTS, Station, station, subscriptions
 
 _TITLES = {
     AIO_PIKA: "aio-pika, an ack a message",
@@ -38,13 +39,32 @@ Tell = Callable[[str], None]
 """Told what is measured next."""
 
 
-async def measure(url: str, plan: Plan, tell: Tell) -> Report:
-    """Measure everything, with the broker at `url`; raises MeasuringError where that fails."""
+async def measure(
+    url: str, plan: Plan, tell: Tell, *, figures: bool = True, isolation: bool = True
+) -> Report:
+    """Measure, with the broker at `url`; raises MeasuringError where that fails."""
+    report = Report({})
+    if figures:
+        report = await _figures(url, plan, tell)
+    if isolation:
+        async with feed(url) as feeding:
+            report.machine = report.machine or machine("ward", feeding.broker_version)
+            report.isolation = await measure_isolation(url, feeding, plan, tell)
+    return report
+
+
+async def _figures(url: str, plan: Plan, tell: Tell) -> Report:
+    """Measure what a delivery costs."""
     async with (
         feed(url) as feeding,
         fastest() as receiver,
         hook() as small,
-        station(url, feeding, receiver, small) as it,
+        station(
+            url,
+            feeding,
+            subscriptions(receiver, small),
+            environ={"DISPATCHER_INTAKE_PREFETCH": str(IN_FLIGHT)},
+        ) as it,
     ):
         report = Report(machine(receiver.name, feeding.broker_version))
         tell("an idle process")

@@ -14,7 +14,8 @@ class Plan:
     `pairs` is how often dispatcher and bare loops take turns, `deliveries` what each does in one turn
     after `warm_up` deliveries that do not count; both are multiples of a hundred.  `detours` are the
     deliveries that fail once, and those whose target is busy.  `reloads` are the changes of the file of
-    very many subscriptions.
+    very many subscriptions.  Isolation: `well` are the seconds before, `ill` those of each number of `sick`
+    subscribers, in each of the `ways`; `backlog` is how many deliveries are put off beforehand.
     """
 
     deliveries: int = 10_000
@@ -27,6 +28,11 @@ class Plan:
     subscriptions: int = 100_000
     matches: int = 5_000
     reloads: int = 5
+    ways: tuple[str, ...] = ("nobody", "hang", "refuse", "fail", "slow", "throttle", "backlog")
+    sick: tuple[int, ...] = (1, 3, 5)
+    well: float = 12.0
+    ill: float = 12.0
+    backlog: int = 100_000
 
 
 FULL: Final = Plan()
@@ -39,4 +45,8 @@ QUICK: Final = Plan(
     idle=1.0,
     matches=2_000,
     reloads=2,
+    sick=(3,),
+    well=5.0,
+    ill=5.0,
+    backlog=5_000,
 )

@@ -122,7 +122,7 @@ async def fastest() -> AsyncIterator[Receiver]:
         async with hook("a Python receiver, as nginx is not installed") as receiver:
             yield receiver
         return
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="bench-nginx-") as folder:
         command = (
             program,
@@ -168,7 +168,8 @@ def _version(program: str) -> str:
     return told.strip().rpartition(" ")[2] or "nginx"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

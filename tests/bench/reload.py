@@ -11,16 +11,16 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
 from tests.bench.events import EVENT_TYPE, Feed
-from tests.bench.plan import Plan
+from tests.bench.plan import IN_FLIGHT, Plan
 from tests.bench.processes import MeasuringError, resident_bytes
 from tests.bench.receiver import Receiver
 from tests.bench.scale import entries, secrets
-from tests.bench.station import Station, dispatching, subscription
+from tests.bench.station import Station, document, station, subscription
 
 RATE: Final = 150.0
 _TENANT: Final = "arrivals"
@@ -48,16 +48,15 @@ class Reloads:
 async def measure_reloads(url: str, feed: Feed, hook: Receiver, plan: Plan) -> Reloads:
     """Start a dispatcher with very many subscriptions, and change one of them again and again."""
     wanted = [subscription(_TENANT, hook.url("/arrivals")), *entries(plan.subscriptions)]
+    environ = secrets() | {"DISPATCHER_INTAKE_PREFETCH": str(IN_FLIGHT)}
     start = time.monotonic()
-    async with dispatching(url, feed, _document(wanted), secrets()) as it:
+    async with station(url, feed, wanted, environ=environ) as it:
         ready = time.monotonic() - start
         await _slowest(it, hook, asyncio.sleep(_AFTERWARDS))
         taken, slowest, without = [], [], []
         for turn in range(plan.reloads):
             wanted[plan.subscriptions // 2]["description"] = f"Change {turn}"
-            replacing = asyncio.create_task(
-                _replace(it, await asyncio.to_thread(_document, wanted))
-            )
+            replacing = asyncio.create_task(_replace(it, await asyncio.to_thread(document, wanted)))
             slowest.append(await _slowest(it, hook, replacing))
             taken.append(replacing.result())
             without.append(await _slowest(it, hook, asyncio.sleep(taken[-1])))
@@ -69,10 +68,6 @@ async def measure_reloads(url: str, feed: Feed, hook: Receiver, plan: Plan) -> R
             slowest_without=tuple(without),
             resident=resident_bytes(it.dispatcher.process.pid),
         )
-
-
-def _document(wanted: list[dict[str, Any]]) -> bytes:
-    return orjson.dumps({"subscriptions": wanted})
 
 
 async def _replace(it: Station, changed: bytes) -> float:

@@ -12,6 +12,8 @@ from typing import Final
 
 import orjson
 
+from tests.bench.isolation import Isolation, tables
+
 _LIBRARIES: Final = ("aio-pika", "aiormq", "aiohttp", "uvloop", "orjson")
 _HEADINGS: Final = ("", "dispatcher", "bare loop", "ratio", "each pair", "bare loop is")
 
@@ -37,12 +39,13 @@ class Row:
         return statistics.median(self.ratios) if self.ratios else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Report:
     """All figures of one run."""
 
     machine: dict[str, str]
     rows: list[Row] = field(default_factory=list)
+    isolation: Isolation | None = None
 
     def add(self, rows: Sequence[Row]) -> None:
         """Take in more figures."""
@@ -51,12 +54,21 @@ class Report:
     def json(self) -> bytes:
         """Return the report as JSON."""
         rows = [asdict(row) | {"ratio": row.ratio} for row in self.rows]
-        return orjson.dumps({"machine": self.machine, "rows": rows}, option=orjson.OPT_INDENT_2)
+        told = {"machine": self.machine, "rows": rows}
+        if self.isolation is not None:
+            told["isolation"] = self.isolation.json()
+        return orjson.dumps(told, option=orjson.OPT_INDENT_2)
 
     def text(self) -> str:
         """Return the report as a table."""
         told = [f"{name}: {value}" for name, value in self.machine.items()]
-        return "\n".join([*told, "", *_table([_HEADINGS, *map(_cells, self.rows)])])
+        if self.rows:
+            told += ["", *_table([_HEADINGS, *map(_cells, self.rows)])]
+        if self.isolation is not None:
+            told += ["", self.isolation.title]
+            for rows in tables(self.isolation):
+                told += ["", *_table(rows)]
+        return "\n".join(told)
 
 
 def machine(receiver: str, broker: str) -> dict[str, str]:

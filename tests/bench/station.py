@@ -9,7 +9,7 @@ import sys
 import tempfile
 import uuid
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ from service.broker.topology import Topology, topology
 from tests.bench.events import EVENT_TYPE, Feed
 from tests.bench.plan import IN_FLIGHT
 from tests.bench.processes import MeasuringError, module_environ, started
-from tests.bench.receiver import Receiver
+from tests.bench.receiver import Receiver, free_port
 
 SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 FAN_OUTS: Final = (1, 10, 100)
@@ -31,10 +31,15 @@ _KEPT_LINES: Final = 5
 
 
 class Dispatcher:
-    """A dispatcher that runs; its log lines are read from a pipe, and counted by their names."""
+    """A dispatcher that runs; its log lines are read from a pipe, and counted by their names.
 
-    def __init__(self, process: Process) -> None:
+    The lines of the names in `keep` are kept as they are, in `kept`.
+    """
+
+    def __init__(self, process: Process, keep: Collection[str] = ()) -> None:
         self.process = process
+        self.kept: list[bytes] = []
+        self._keep = {name.encode() for name in keep}
         self._lines: dict[bytes, int] = {}
         self._last: list[bytes] = []
         self._connected = asyncio.Event()
@@ -52,6 +57,8 @@ class Dispatcher:
             for line in lines:
                 name = line.partition(b'"message":"')[2].partition(b'"')[0]
                 self._lines[name] = self._lines.get(name, 0) + 1
+                if name in self._keep:
+                    self.kept.append(line)
             self._last = [*self._last, *lines[-_KEPT_LINES:]][-_KEPT_LINES:]
             if b"broker.connected" in self._lines:
                 self._connected.set()
@@ -72,7 +79,7 @@ class Dispatcher:
 class Station:
     """A dispatcher, and the names that it owns on the broker."""
 
-    def __init__(self, url: str, feed: Feed, file: Path) -> None:
+    def __init__(self, url: str, feed: Feed, file: Path, environ: Mapping[str, str]) -> None:
         # The broker must not take a process that is held for one that has died.
         self.url = str(URL(url).update_query(heartbeat=str(_HEARTBEAT)))
         self.feed = feed
@@ -80,6 +87,8 @@ class Station:
         self._prefix = f"bench-{uuid.uuid4().hex[:12]}"
         self.exchange = f"{self._prefix}.events"
         self.topology: Topology = topology(self._prefix, self.exchange, ["#"])
+        self.admin_port = free_port()
+        self._environ = environ
         self._others: list[str] = []
         self.dispatcher: Dispatcher
 
@@ -104,40 +113,37 @@ class Station:
 
     def environ(self) -> dict[str, str]:
         """Return the settings: the defaults, but for what a private receiver on loopback needs."""
-        return module_environ() | {
+        return {
+            **module_environ(),
             "DISPATCHER_AMQP_URL": self.url,
             "DISPATCHER_PREFIX": self._prefix,
             "DISPATCHER_EVENTS_EXCHANGE": self.exchange,
             "DISPATCHER_SUBSCRIPTIONS": str(self.file),
-            "DISPATCHER_INTAKE_PREFETCH": str(IN_FLIGHT),
             "DISPATCHER_ALLOW_HTTP": "true",
             "DISPATCHER_EGRESS_ALLOW": "127.0.0.0/8",
-            "DISPATCHER_ADMIN_PORT": "0",
+            "DISPATCHER_ADMIN_PORT": str(self.admin_port),
             "BENCH_SECRET": SECRET,
+            **self._environ,
         }
 
 
 @asynccontextmanager
 async def station(
-    url: str, feed: Feed, fastest: Receiver, hook: Receiver
+    url: str,
+    feed: Feed,
+    subscriptions: Sequence[dict[str, Any]],
+    *,
+    environ: Mapping[str, str] | None = None,
+    keep: Collection[str] = (),
 ) -> AsyncIterator[Station]:
-    """Run a dispatcher with the subscriptions of all measurements."""
-    async with dispatching(url, feed, orjson.dumps(_subscriptions(fastest, hook))) as it:
-        yield it
-
-
-@asynccontextmanager
-async def dispatching(
-    url: str, feed: Feed, subscriptions: bytes, secrets: Mapping[str, str] | None = None
-) -> AsyncIterator[Station]:
-    """Run a dispatcher with subscriptions of one's own, which `Station.file` holds."""
+    """Run a dispatcher with these subscriptions and variables; it keeps log lines of the names in `keep`."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        it = Station(url, feed, Path(name, "subscriptions.json"))
-        it.file.write_bytes(subscriptions)
+        it = Station(url, feed, Path(name, "subscriptions.json"), environ or {})
+        it.file.write_bytes(document(subscriptions))
         command = (sys.executable, "-m", "service", "run")
         try:
-            async with started(*command, environ={**it.environ(), **(secrets or {})}) as process:
-                it.dispatcher = Dispatcher(process)
+            async with started(*command, environ=it.environ()) as process:
+                it.dispatcher = Dispatcher(process, keep)
                 async with _reading(it.dispatcher):
                     await it.dispatcher.ready()
                     try:
@@ -158,7 +164,13 @@ async def _reading(dispatcher: Dispatcher) -> AsyncIterator[None]:
         await asyncio.gather(reading, return_exceptions=True)
 
 
-def _subscriptions(fastest: Receiver, hook: Receiver) -> dict[str, Any]:
+def document(subscriptions: Sequence[dict[str, Any]]) -> bytes:
+    """Return what a subscriptions file says."""
+    return orjson.dumps({"subscriptions": subscriptions})
+
+
+def subscriptions(fastest: Receiver, hook: Receiver) -> list[dict[str, Any]]:
+    """Return the subscriptions of all measurements of a delivery."""
     wanted = [
         subscription(f"fan-out-{fan_out}", fastest.url(f"/hook/{number}"), str(number))
         for fan_out in FAN_OUTS
@@ -171,13 +183,13 @@ def _subscriptions(fastest: Receiver, hook: Receiver) -> dict[str, Any]:
         subscription("arrivals", hook.url("/arrivals")),
         subscription("busy", hook.url("/hook"), max_in_flight=None),
     ]
-    return {"subscriptions": wanted}
+    return wanted
 
 
 def subscription(
     tenant: str, url: str, name: str = "", *, max_in_flight: int | None = IN_FLIGHT, **more: Any
 ) -> dict[str, Any]:
-    """Return an entry of a subscriptions file that wants the events of a tenant."""
+    """Return an entry of a subscriptions file that wants a tenant's orders; `max_in_flight` None: the default."""
     target = {"url": url} if max_in_flight is None else {"url": url, "max_in_flight": max_in_flight}
     return {
         "id": f"{tenant}.{name}" if name else tenant,
