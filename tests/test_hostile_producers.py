@@ -310,8 +310,8 @@ async def test_what_no_library_would_send_ends_by_its_name(watch):
     )
 
 
-# FAILS TODAY: each byte that is no UTF-8 is read as a character of three bytes, so that the rejected copy
-# has a routing key that is too long to be published, and the session is given up, again and again.
+# Were each byte that is no UTF-8 read as a character of three bytes, the rejected copy would have a routing
+# key that is too long to be published, and the session would be given up, again and again.
 async def test_a_routing_key_that_is_no_text_costs_one_message_and_not_the_connection(watch):
     keys = [b"\xff\xfe", b"a.\xc3", b"\x80" * 255, b"ok\0"]
     taken = await asyncio.to_thread(watch.go_through, [Raw(key=key) for key in keys], 10)
@@ -340,8 +340,8 @@ async def test_a_routing_key_of_any_text_is_a_type_or_is_rejected_as_none(watch)
     }
 
 
-# FAILS TODAY: the library copies the rest of a table at each of its fields, which takes seconds of the
-# event loop for 128 KiB of fields; attempts at healthy targets time out meanwhile.
+# The library copies the rest of a table at each of its fields, which would take seconds of the event loop
+# for 128 KiB of fields; attempts at healthy targets would time out meanwhile.
 async def test_headers_of_very_many_fields_do_not_hold_up_everybody_else(watch):
     fields = b"V" * (LARGEST_HEADERS - 11)
     many = [Raw(properties=headers(("many", b"A" + long(fields)))) for _ in range(8)]
@@ -367,7 +367,7 @@ async def test_ten_megabytes_a_message_do_not_add_up(watch):
     assert resident() - before < 60_000_000
 
 
-# FAILS TODAY: an event that expires in the queue is said to be one that could not be settled.
+# An event that expires in the queue is not one that could not be settled.
 async def test_an_event_that_its_producer_lets_expire_is_listed_as_expired(it):
     dispatcher = await it.dispatcher(subscription("s", "http://127.0.0.1:1/"))
     assert await dispatcher.stop() == 0
@@ -414,7 +414,7 @@ def with_one_wrong(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from ({k: v for k, v in state.items() if k != name} for name in state)
 
 
-# FAILS TODAY: what is read is not checked, and fails somewhere later: 50 faults, a second apart.
+# What is read without a check fails somewhere later: 50 faults, a second apart.
 async def test_forged_deliveries_end_and_never_as_a_fault(watch):
     lane = f"{watch.it.prefix}.deliveries".encode()
     lies = [forged(state) for state in with_one_wrong(STATE)]

@@ -178,8 +178,8 @@ async def test_a_full_disk_under_the_log_stops_nothing(it, piped):
     assert "Traceback" not in dispatcher.stderr
 
 
-# FAILS TODAY: what is written after the disk was full goes on in the middle of the line that was cut, so
-# that one more line is spoilt, and is not counted.
+# What is written after the disk was full must not go on in the middle of the line that was cut: one more
+# line would be spoilt, and not counted.
 async def test_a_disk_that_fills_up_and_empties_costs_counted_lines_and_no_half_ones(it, piped):
     path = it.folder / "lines"
     async with Recorder() as receiver:
@@ -248,7 +248,7 @@ async def test_without_descriptors_nothing_is_lost_and_deliveries_resume(it):
     assert dispatcher.stderr == ""
 
 
-# FAILS TODAY: the failure counts against the target, which is ejected, and spends the delivery's rounds.
+# Else the failure would eject the target, and spend the delivery's rounds.
 async def test_a_target_is_not_blamed_for_our_own_lack_of_descriptors(it):
     it.shorten_waits()
     closing = Answer(close=True)
@@ -302,8 +302,8 @@ def told_at(line: dict[str, Any]) -> float:
     return datetime.fromisoformat(line["timestamp"]).timestamp()
 
 
-# FAILS TODAY for the jump back: a delivery that comes back "too early" by the wall clock is put off
-# once more, to the time that was planned on the old clock, an hour later.
+# After the jump back a delivery comes back "too early" by the wall clock; it must not be put off once more,
+# to the time that was planned on the old clock, an hour later.
 @pytest.mark.parametrize("jump", [-3600, 3600], ids=["back", "ahead"])
 async def test_a_jump_of_the_clock_moves_no_retry_and_loses_nothing(it, jump):
     clock = Clock(it)
@@ -339,7 +339,7 @@ def ids_of(requests: list[Received]) -> set[str]:
     return {request.headers["webhook-id"] for request in requests}
 
 
-# FAILS TODAY in the same way: what was put off until the end of a pause waits an hour longer.
+# In the same way: what was put off until the end of a pause must not wait an hour longer.
 async def test_a_jump_back_does_not_lengthen_a_pause_that_a_target_asked_for(it):
     clock = Clock(it)
     answers = iter([Answer(429, headers=(("Retry-After", "2"),))])

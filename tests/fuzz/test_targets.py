@@ -12,7 +12,6 @@ def test_every_target_has_seeds_and_can_be_named():
     assert list(TARGETS) == list(SEEDS) == list(NAMES)
 
 
-# `deliveries` FAILS TODAY here and below: values of a kind that nobody wrote are let through.
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeds_and_every_cut_and_change_of_them_keep_the_law(name):
     for seed in SEEDS[name]:
