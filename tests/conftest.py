@@ -1,6 +1,7 @@
 """The broker that tests talk to, and names on it that no other test uses."""
 
 import os
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -13,6 +14,12 @@ _QUEUES = ("intake", "deliveries", "dead", "rejected", "unrouted")
 _DELAY_LEVELS = 17
 _BROKER_LOG_SHOWN = 20_000  # characters
 _BROKER_LOG = pytest.StashKey[str]()
+
+
+def pytest_configure() -> None:
+    """Have SIGINT not ignored: a shell that runs the tests in the background has children inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class ForeignBroker:
