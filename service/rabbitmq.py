@@ -222,6 +222,15 @@ class PrivateBroker:
                 " `apt-get install rabbitmq-server`, or set AMQP_URL to use a running broker."
             )
 
+    @property
+    def output(self) -> str:
+        """Return what the node said, in all its lives."""
+        return self._output.read_text(errors="replace")
+
+    @property
+    def _output(self) -> Path:
+        return self.folder / "output.log"
+
     def _prepare_folder(self) -> None:
         if self._folder is None:
             if self._given_folder is None:
@@ -297,7 +306,7 @@ class PrivateBroker:
             )
 
     def _spawn(self, program: str, *, group: int) -> subprocess.Popen[bytes]:
-        with (self.folder / "output.log").open("ab") as output:
+        with self._output.open("ab") as output:
             try:
                 return subprocess.Popen(  # noqa: S603 - programs of the installed RabbitMQ
                     self._command(program),
@@ -337,8 +346,7 @@ class PrivateBroker:
 
     def _last_words(self) -> str:
         """Return the end of the node's output as one line."""
-        output = (self.folder / "output.log").read_text(errors="replace")
-        return " ".join(output.split())[-400:] or "it said nothing"
+        return " ".join(self.output.split())[-400:] or "it said nothing"
 
     def _end_processes(self) -> None:
         leader = self._epmd or self._node

@@ -41,8 +41,7 @@ def broker(request: pytest.FixtureRequest) -> Iterator[PrivateBroker | ForeignBr
     with PrivateBroker() as private:
         yield private
         if request.session.testsfailed:
-            told = (private.folder / "output.log").read_text(errors="replace")
-            request.config.stash[_BROKER_LOG] = told[-_BROKER_LOG_SHOWN:]
+            request.config.stash[_BROKER_LOG] = private.output[-_BROKER_LOG_SHOWN:]
 
 
 def pytest_terminal_summary(

@@ -4,6 +4,8 @@
 """
 
 import random
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,7 @@ from tests.faults.scenarios.connection import Cut
 from tests.faults.scenarios.dispatcher import KilledAfterConfirm, KilledAnyTime
 from tests.faults.soak import soak
 from tests.faults.soak import table as soak_table
+from tests.faults.stage import HangError, Stage
 from tests.faults.table import table, verdicts
 
 
@@ -117,6 +120,30 @@ async def test_no_event_is_lost(node: PrivateBroker, scenario: type[Scenario]):
     )
     assert verdicts([told]) == []
     assert told.account.owed > 0
+
+
+class Hopeless(KilledAnyTime):
+    """A scenario that does not see what it waits for."""
+
+    name = "hopeless"
+
+    async def strike(self, stage: Stage, number: int) -> None:
+        raise HangError("it never comes")
+
+
+async def test_what_fails_says_so_and_keeps_the_logs(node: PrivateBroker):
+    told: list[str] = []
+    row = await play(
+        Hopeless(), 1, node, [node.url], version="", chance=random.Random(1), tell=told.append
+    )
+    assert not row.passed
+    assert "it never comes" in verdicts([row])[0]
+    folder = Path(told[-1].rpartition(" ")[2])
+    try:
+        assert "service.started" in (folder / "dispatcher-0.log").read_text()
+        assert "RabbitMQ" in (folder / "rabbitmq.log").read_text()
+    finally:
+        shutil.rmtree(folder)
 
 
 @pytest.mark.usefixtures(

@@ -79,6 +79,11 @@ class Cluster:
         return self._alive.url
 
     @property
+    def output(self) -> str:
+        """Return what each member said, one after the other."""
+        return "".join(f"== {member.node_name}\n{member.output}" for member in self.members)
+
+    @property
     def _alive(self) -> Member:
         return next(member for member in self.members if member.runs)
 

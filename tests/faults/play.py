@@ -115,6 +115,8 @@ async def play(
             it.bound,
             tuple(problems),
         )
+        if not row.passed:
+            tell(f"{scenario.name}: logs are kept in {it.keep_logs(scenario.name)}")
         await it.remains.delete(broker.url, it.station.exchange)
     return row
 

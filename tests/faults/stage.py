@@ -47,6 +47,8 @@ class Node(Protocol):
 
     @property
     def url(self) -> str: ...
+    @property
+    def output(self) -> str: ...
 
     def start(self, timeout: float = 60) -> None: ...
     def stop(self) -> None: ...
@@ -133,6 +135,18 @@ class Stage:
     async def ready(self, replica: Replica, seconds: float = 60.0) -> None:
         """Wait until a dispatcher consumes."""
         await self.until(replica.is_ready, "the dispatcher consumes again", seconds)
+
+    def keep_logs(self, name: str) -> Path:
+        """Copy what dispatchers and broker said into a folder of its own, and return it.
+
+        Of a dispatcher's many lines of attempts and deferrals there are none: they are only counted.
+        """
+        folder = Path(tempfile.mkdtemp(prefix=f"faults-{name}-"))
+        for number, replica in enumerate(self.replicas):
+            lines = "".join(f"{line}\n" for line in [*replica.raw, replica.stderr])
+            (folder / f"dispatcher-{number}.log").write_text(lines)
+        (folder / "rabbitmq.log").write_text(self.broker.output)
+        return folder
 
     async def settle(self) -> None:
         """Wait until nothing is under way any more but what waits for hours."""
