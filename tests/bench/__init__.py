@@ -13,6 +13,7 @@
     reload      a change of one of them: its pause, and how long it takes
     isolation   what the healthy get while others are sick
     ward        the subscribers that fall sick
+    small_http  what hook and ward have in common
     report      rows, table, JSON
 
 Machines are shared and noisy: what is compared runs in turns (A B A B), and the ratio of each pair counts.

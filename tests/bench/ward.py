@@ -14,25 +14,21 @@ or little: `slow` answers after 5 s, and `throttle` takes five a second and answ
 """
 
 import asyncio
-import re
-import signal
 import sys
 import time
 from contextlib import suppress
-from typing import Final, cast
+from typing import Final
 
 import orjson
 
 from tests.bench.processes import say
+from tests.bench.small_http import Connection, response, sent_at, stop_signal, webhook_id
 
 WELL: Final = "well"
 HANG_SECONDS: Final = 30.0
 SLOW_SECONDS: Final = 5.0
 THROTTLED_RATE: Final = 5.0
 RETRY_AFTER: Final = 2
-_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_ID = re.compile(rb"\r\nwebhook-id: *([^\r]+)", re.IGNORECASE)
-_SENT_AT = re.compile(rb'"sent_at": ?([0-9.]+)')
 
 
 class Journal:
@@ -47,13 +43,12 @@ class Journal:
     def note(self, subscriber: int, head: bytes, body: bytes, at: float) -> None:
         """Note a delivery that was answered with 200."""
         self.taken += 1
-        found = _ID.search(head)
-        which = (subscriber, found[1] if found else b"")
+        which = (subscriber, webhook_id(head))
         self.doubled += which in self._seen
         self._seen.add(which)
-        sent = _SENT_AT.search(body)
-        if sent:
-            self.arrivals.append((subscriber, float(sent[1]), at))
+        sent = sent_at(body)
+        if sent is not None:
+            self.arrivals.append((subscriber, sent, at))
 
 
 class Subscriber:
@@ -74,7 +69,7 @@ class Subscriber:
         if self._server is None:
             loop = asyncio.get_running_loop()
             self._server = await loop.create_server(
-                lambda: Connection(self), "127.0.0.1", self.port, backlog=4096, reuse_address=True
+                lambda: Visit(self), "127.0.0.1", self.port, backlog=4096, reuse_address=True
             )
             self.port = self._server.sockets[0].getsockname()[1]
 
@@ -93,9 +88,9 @@ class Subscriber:
         """Answer a request, now or later."""
         match self.how:
             case "fail":
-                write.write(_response(500))
+                write.write(response(500))
             case "throttle" if not self._may_pass():
-                write.write(_response(429, b"Retry-After: %d\r\n" % RETRY_AFTER))
+                write.write(response(429, headers=b"Retry-After: %d\r\n" % RETRY_AFTER))
             case "hang" | "slow":
                 seconds = HANG_SECONDS if self.how == "hang" else SLOW_SECONDS
                 loop = asyncio.get_running_loop()
@@ -106,7 +101,7 @@ class Subscriber:
     def _take(self, head: bytes, body: bytes, write: asyncio.WriteTransport, at: float) -> None:
         if not write.is_closing():
             self._journal.note(self.number, head, body, at)
-            write.write(_response(200))
+            write.write(response(200))
 
     def _may_pass(self) -> bool:
         now = time.monotonic()
@@ -118,35 +113,25 @@ class Subscriber:
         return True
 
 
-class Connection(asyncio.Protocol):
-    """HTTP/1.1 with kept-alive connections, as far as it is needed here."""
+class Visit(Connection):
+    """A connection that a subscriber answers."""
 
     def __init__(self, subscriber: Subscriber) -> None:
+        super().__init__()
         self._subscriber = subscriber
-        self._buffer = b""
-        self._transport: asyncio.WriteTransport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember where to answer."""
-        self._transport = cast("asyncio.WriteTransport", transport)
-        self._subscriber.connections.add(self._transport)
+        """Have the subscriber know it."""
+        super().connection_made(transport)
+        self._subscriber.connections.add(self.transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget it."""
-        self._subscriber.connections.discard(self._transport)
+        """Have the subscriber forget it."""
+        self._subscriber.connections.discard(self.transport)
 
-    def data_received(self, data: bytes) -> None:
-        """Answer every whole request."""
-        self._buffer += data
-        while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
-            head = self._buffer[:end]
-            found = _LENGTH.search(head)
-            length = int(found[1]) if found else 0
-            if len(self._buffer) < end + 4 + length:
-                return
-            body = self._buffer[end + 4 : end + 4 + length]
-            self._buffer = self._buffer[end + 4 + length :]
-            self._subscriber.answer(head, body, self._transport)
+    def answer(self, head: bytes, body: bytes) -> None:
+        """Leave it to the subscriber, which may take its time."""
+        self._subscriber.answer(head, body, self.transport)
 
 
 class Control:
@@ -161,7 +146,7 @@ class Control:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_response(200, body=await self._told(head.split(b" ", 2)[1].decode())))
+                writer.write(response(200, await self._told(head.split(b" ", 2)[1].decode())))
                 await writer.drain()
         writer.close()
 
@@ -181,18 +166,9 @@ class Control:
         return b""
 
 
-def _response(status: int, headers: bytes = b"", *, body: bytes = b"") -> bytes:
-    told = b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\n%b\r\n" % (status, len(body), headers)
-    return told + body
-
-
 async def serve(count: int) -> None:
     """Listen until SIGTERM or SIGINT."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    journal = Journal()
+    stop, journal = stop_signal(), Journal()
     subscribers = [Subscriber(number, journal) for number in range(count)]
     for subscriber in subscribers:
         await subscriber.listen()
