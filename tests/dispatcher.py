@@ -218,7 +218,11 @@ class Station:
 
     def shorten_waits(self) -> None:
         """Have ejections, deferrals and heartbeats take seconds, not half a minute, in what is started next."""
-        (self.folder / "sitecustomize.py").write_text(_SHORT_WAITS)
+        self.begin_with(_SHORT_WAITS)
+
+    def begin_with(self, code: str) -> None:
+        """Have what is started next run this first."""
+        (self.folder / "sitecustomize.py").write_text(code)
         self.environ["PYTHONPATH"] = f"{self.folder}:{self.environ['PYTHONPATH']}"
 
     async def close(self) -> None:

@@ -37,6 +37,8 @@ SETTLE_TIMEOUT: Final = 240.0
 QUIET_LOOKS: Final = 2
 """A message on its way from one queue to the next is in neither for a moment."""
 HEARTBEAT: Final = 2
+_EVERY_LINE: Final = "import service.bounded_log\nservice.bounded_log.MINUTE = 0.0\n"
+"""Sessions are lost here more often than a log would tell, and each explains some duplicates."""
 
 
 class Node(Protocol):
@@ -210,6 +212,7 @@ async def stage(
             f"faults-events-{name}",
             folder,
         )
+        station.begin_with(_EVERY_LINE)
         station.environ |= {
             "DISPATCHER_INTAKE_PREFETCH": str(PREFETCH),
             "DISPATCHER_BACKLOG_PREFETCH": str(PREFETCH),
