@@ -44,10 +44,6 @@ class Feed:
         """Declare a durable queue."""
         await self._channel.queue_declare(queue, durable=True, arguments=dict(arguments))
 
-    async def depth(self, queue: str) -> int:
-        """Return how many messages are ready in a queue."""
-        return (await self._channel.queue_declare(queue, passive=True)).message_count or 0
-
     async def delete(self, queues: Sequence[str], exchanges: Sequence[str]) -> None:
         """Delete what a measurement leaves behind; what is not there is no error."""
         for queue in queues:
