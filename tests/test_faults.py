@@ -15,12 +15,23 @@ from tests.faults.play import Row, play
 from tests.faults.scenarios import ALL
 from tests.faults.scenarios.base import Scenario
 from tests.faults.scenarios.broker import NodeKilled
-from tests.faults.scenarios.connection import Cut
-from tests.faults.scenarios.dispatcher import KilledAfterConfirm, KilledAnyTime
+from tests.faults.scenarios.connection import ChannelClosed, ConsumerCancelled, Cut, HalfOpen
+from tests.faults.scenarios.dispatcher import (
+    KilledAfterConfirm,
+    KilledAnyTime,
+    KilledInReload,
+    OneOfTwoKilled,
+)
 from tests.faults.soak import soak
 from tests.faults.soak import table as soak_table
 from tests.faults.stage import HangError, Stage
 from tests.faults.table import table, verdicts
+
+SHORT = (
+    *(KilledAnyTime, KilledAfterConfirm, KilledInReload, OneOfTwoKilled),
+    *(Cut, HalfOpen, ChannelClosed, ConsumerCancelled, NodeKilled),
+)
+"""What is played here, once each."""
 
 
 def row(account: Account, bound: int = 0) -> Row:
@@ -107,7 +118,7 @@ def test_every_scenario_has_a_name_of_its_own():
     assert len({scenario.name for scenario in ALL}) == len(ALL)
 
 
-@pytest.mark.parametrize("scenario", [KilledAnyTime, KilledAfterConfirm, Cut, NodeKilled])
+@pytest.mark.parametrize("scenario", SHORT)
 async def test_no_event_is_lost(node: PrivateBroker, scenario: type[Scenario]):
     told = await play(
         scenario(),

@@ -309,7 +309,9 @@ class _Course:
         await self._ward.fall("refuse", sick)
         await self._load.burst(sick, self._plan.backlog)
         async with asyncio.timeout(_BUILD_TIMEOUT):
-            while not _keeps_up(await self._ward.arrivals(), range(sick, SUBSCRIBERS)):
+            while True:
+                if _keeps_up(await self._ward.arrivals(), range(sick, SUBSCRIBERS)):
+                    break
                 await asyncio.sleep(_POLL)
         await self._ward.fall("well", 0)
 
