@@ -87,7 +87,7 @@ class PublishChannel:
         try:
             head = publish_head(self._number, exchange, routing_key, properties, len(body))
         except Exception as error:  # noqa: BLE001 - a value that cannot be encoded raises anything
-            self.fail(f"a publish failed: {type(error).__name__} {error}")
+            self.fail(_text(error))
         if self._is_ended:
             publish.answer.set_result(Answer.UNKNOWN)
             return publish.answer
@@ -139,7 +139,11 @@ class PublishChannel:
         """Write a publish in one piece, so that no frame of another comes between."""
         self._last += 1
         self._unanswered[self._last] = publish
-        self._writer.write(b"".join((head, *body_frames(self._number, body, self._frame_max))))
+        try:
+            self._writer.write(b"".join((head, *body_frames(self._number, body, self._frame_max))))
+        except Exception as error:  # noqa: BLE001 - a closed connection raises what its loop likes
+            self.fail(_text(error))
+            return
         if self._sending is None and self._writer.transport.get_write_buffer_size() > BUFFERED:
             self._sending = self._loop.create_task(self._send_unsent())
 
@@ -152,8 +156,8 @@ class PublishChannel:
                 if not publish.answer.done():  # nobody waits for it any longer, and it was not sent
                     self._send(publish, head, body)
                     await self._writer.drain()
-        except OSError as error:
-            self.fail(f"a publish failed: {type(error).__name__} {error}")
+        except Exception as error:  # noqa: BLE001 - as above
+            self.fail(_text(error))
         finally:
             self._sending = None
 
@@ -172,3 +176,7 @@ class PublishChannel:
             self.fail("a publish was not confirmed in time")
         else:
             self._timer = self._loop.call_at(due, self._look)
+
+
+def _text(error: Exception) -> str:
+    return f"a publish failed: {type(error).__name__} {error}"

@@ -1,0 +1,276 @@
+"""Publishes past the library: every one is answered once, whatever the broker or the network does."""
+
+import asyncio
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pamqp import frame
+from pamqp.body import ContentBody
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from service.broker.deliveries import DeliveryReader, DeliveryTransport, register
+from service.broker.frames import body_frames, publish_head
+from service.broker.publishes import BUFFERED, Answer, PublishChannel
+from tests.test_deliveries import SHORT, VALUES
+
+
+def frames_of(data: bytes) -> list[tuple[int, Any]]:
+    found = []
+    while data:
+        size, channel, one = frame.unmarshal(data)
+        found.append((channel, one))
+        data = data[size:]
+    return found
+
+
+EXCHANGES = st.text("abcXYZ019-_.:@#,/ ", max_size=127)
+
+
+@given(
+    EXCHANGES,
+    SHORT,
+    st.dictionaries(SHORT.filter(lambda name: len(name.encode()) <= 128), VALUES, max_size=6),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "content_type": SHORT, "content_encoding": SHORT, "correlation_id": SHORT,
+            "message_id": SHORT, "message_type": SHORT, "app_id": SHORT,
+            "delivery_mode": st.sampled_from([1, 2]), "priority": st.integers(0, 9),
+            "timestamp": st.just(datetime(2026, 1, 1, tzinfo=UTC)),
+        },
+    ),
+    st.binary(max_size=300),
+    st.integers(9, 200),
+)  # fmt: skip
+@settings(deadline=None)
+def test_a_publish_is_written_as_the_library_writes_it(exchange, key, headers, more, body, largest):
+    told = Basic.Properties(headers=headers or None, **more)
+    sent = publish_head(7, exchange, key, told, len(body)) + b"".join(body_frames(7, body, largest))
+    (_, method), (_, header), *pieces = frames_of(sent)
+    assert {channel for channel, _ in frames_of(sent)} == {7}
+    theirs = Basic.Publish(exchange=exchange, routing_key=key, mandatory=True)
+    assert dict(method) == dict(theirs)
+    wanted = ContentHeader()
+    wanted.unmarshal(ContentHeader(0, len(body), told).marshal())
+    assert header.body_size == len(body)
+    assert dict(header.properties) == dict(wanted.properties)
+    assert b"".join(piece.value for _, piece in pieces) == body
+    assert all(len(frame.marshal(piece, 7)) <= largest for _, piece in pieces)
+    assert all(piece.value for _, piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("exchange", "key", "told"),
+    [
+        ("x" * 256, "", Basic.Properties()),
+        ("", "\u00fc" * 128, Basic.Properties()),
+        ("", "", Basic.Properties(message_id="x" * 256)),
+        ("", "", Basic.Properties(headers={"x": object()})),  # type: ignore[dict-item]
+        ("", "", Basic.Properties(headers={"x": 2**64})),
+    ],
+)
+def test_what_cannot_be_encoded_is_refused(exchange, key, told):
+    with pytest.raises((ValueError, TypeError)):
+        publish_head(1, exchange, key, told, 0)
+
+
+class Wire:
+    """A connection whose other end is a test: `sent` is what was written, `room` whether more can be."""
+
+    def __init__(self) -> None:
+        self.sent = b""
+        self.waiting = 0
+        self.room = asyncio.Event()
+        self.room.set()
+        self.transport = SimpleNamespace(get_write_buffer_size=lambda: self.waiting)
+        self.connection_tune = SimpleNamespace(frame_max=4096)
+        self.stream = asyncio.StreamReader()
+        self.library = DeliveryReader(self.stream)
+        self.reading = asyncio.create_task(self.library.readexactly(1))
+        told = DeliveryTransport()
+        told.reader, told.writer = self.library, self  # type: ignore[assignment]
+        register(self, told)  # type: ignore[arg-type]
+
+    def write(self, data: bytes) -> None:
+        self.sent += data
+
+    async def drain(self) -> None:
+        await self.room.wait()
+
+    async def answer(self, *frames: Any) -> None:
+        self.stream.feed_data(b"".join(frame.marshal(one, 1) for one in frames))
+        await turns()
+
+    def published(self) -> int:
+        return sum(isinstance(one, Basic.Publish) for _, one in frames_of(self.sent))
+
+
+class Rig:
+    def __init__(self, timeout: float = 60.0) -> None:
+        self.wire = Wire()
+        self.blocked = False
+        self.failures: list[str] = []
+        self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        channel: Any = SimpleNamespace(number=1, connection=self.wire, closing=self.closing)
+        self.channel = PublishChannel(channel, timeout, lambda: self.blocked, self.failures.append)
+
+    def publish(self, count: int = 1, body: bytes = b"x") -> list["asyncio.Future[Answer]"]:
+        return [self.channel.publish("x", "a.b", body, Basic.Properties()) for _ in range(count)]
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def answers(publishes: list["asyncio.Future[Answer]"]) -> list[Answer | None]:
+    return [one.result() if one.done() else None for one in publishes]
+
+
+TAKEN, REFUSED, UNKNOWN = Answer.TAKEN, Answer.REFUSED, Answer.UNKNOWN
+
+
+async def test_an_ack_answers_one_or_all_up_to_it():
+    it = Rig()
+    publishes = it.publish(5)
+    await it.wire.answer(Basic.Ack(2))
+    assert answers(publishes) == [None, TAKEN, None, None, None]
+    await it.wire.answer(Basic.Ack(4, multiple=True))
+    assert answers(publishes) == [TAKEN, TAKEN, TAKEN, TAKEN, None]
+    await it.wire.answer(Basic.Nack(5))
+    assert answers(publishes)[4] is REFUSED
+    assert not it.failures
+
+
+async def test_answers_come_in_any_order_and_an_unknown_one_is_nothing():
+    it = Rig()
+    publishes = it.publish(4)
+    await it.wire.answer(Basic.Ack(3), Basic.Ack(3), Basic.Ack(99), Basic.Nack(2, multiple=True))
+    assert answers(publishes) == [REFUSED, REFUSED, TAKEN, None]
+    await it.wire.answer(Basic.Ack(99, multiple=True))
+    assert answers(publishes)[3] is TAKEN
+
+
+async def test_a_return_is_not_taken_for_the_ack_that_follows_it():
+    it = Rig()
+    publishes = it.publish(2)
+    back = (Basic.Return(312, "NO_ROUTE", "x", "a.b"), ContentHeader(0, 3), ContentBody(b"abc"))
+    await it.wire.answer(*back, Basic.Ack(2, multiple=True))
+    assert answers(publishes) == [UNKNOWN, UNKNOWN]
+    assert it.failures == ["'x' has no queue for a message: topology is missing"]
+    assert answers(it.publish()) == [UNKNOWN]
+    assert not it.wire.reading.done() or it.wire.reading.result()  # the library saw no half message
+
+
+async def test_a_closed_channel_answers_all():
+    it = Rig()
+    publishes = it.publish(2)
+    it.closing.set_exception(ConnectionError("gone"))
+    await turns()
+    assert answers(publishes) == [UNKNOWN, UNKNOWN]
+    assert answers(it.publish()) == [UNKNOWN]
+    assert it.wire.published() == 2
+    assert not it.wire.library.answers
+
+
+async def test_what_there_is_no_room_for_waits_in_order_and_is_answered_when_the_channel_ends():
+    it = Rig()
+    it.wire.room.clear()
+    it.wire.waiting = BUFFERED + 1
+    publishes = it.publish(4)
+    await turns()
+    assert it.wire.published() == 1
+    it.wire.room.set()
+    await turns()
+    assert it.wire.published() == 4
+    it.wire.room.clear()
+    publishes += it.publish(3)
+    publishes[-1].cancel()
+    await turns()
+    assert it.wire.published() == 5
+    it.channel.end("told to")
+    assert answers(publishes[:-1]) == [UNKNOWN] * 6
+    await turns()
+    assert it.wire.published() == 5
+
+
+async def test_a_connection_that_breaks_while_publishes_wait_for_room_answers_all(monkeypatch):
+    it = Rig()
+
+    async def broken() -> None:
+        raise ConnectionResetError("gone")
+
+    monkeypatch.setattr(it.wire, "drain", broken)
+    it.wire.waiting = BUFFERED + 1
+    publishes = it.publish(3)
+    await turns()
+    assert answers(publishes) == [UNKNOWN] * 3
+    assert len(it.failures) == 1
+
+
+async def test_a_publish_on_a_closed_connection_is_answered(monkeypatch):
+    it = Rig()
+
+    def closed(_: bytes) -> None:
+        raise RuntimeError("the handler is closed")
+
+    publishes = it.publish()
+    monkeypatch.setattr(it.wire, "write", closed)
+    publishes += it.publish(2)
+    assert answers(publishes) == [UNKNOWN] * 3
+    assert it.failures == ["a publish failed: RuntimeError the handler is closed"]
+
+
+async def test_a_cancelled_publish_that_was_not_sent_never_is_and_takes_no_number():
+    it = Rig()
+    it.wire.room.clear()
+    it.wire.waiting = BUFFERED + 1
+    publishes = it.publish(3)
+    publishes[1].cancel()
+    it.wire.room.set()
+    await turns()
+    await it.wire.answer(Basic.Ack(2))
+    assert answers([publishes[0], publishes[2]]) == [None, TAKEN]
+
+
+async def test_what_is_not_answered_in_time_ends_the_channel():
+    it = Rig(0.05)
+    publishes = it.publish(2)
+    await asyncio.wait(publishes, timeout=5)
+    assert answers(publishes) == [UNKNOWN] * 2
+    assert it.failures == ["a publish was not confirmed in time"]
+
+
+async def test_nothing_is_late_while_the_broker_is_blocked():
+    it = Rig(0.05)
+    it.blocked = True
+    publishes = it.publish(2)
+    done, _ = await asyncio.wait(publishes, timeout=0.3)
+    assert not done
+    it.blocked = False
+    await it.wire.answer(Basic.Ack(1))
+    await asyncio.wait(publishes, timeout=5)
+    assert answers(publishes) == [TAKEN, UNKNOWN]
+
+
+async def test_a_publish_that_nobody_waits_for_any_longer_is_not_late():
+    it = Rig(0.05)
+    [publish] = it.publish()
+    publish.cancel()
+    await asyncio.sleep(0.2)
+    assert not it.failures
+    await it.wire.answer(Basic.Ack(1))
+    assert publish.cancelled()
+
+
+async def test_what_cannot_be_encoded_ends_the_channel():
+    it = Rig()
+    publishes = it.publish()
+    [bad] = [it.channel.publish("x" * 256, "", b"", Basic.Properties())]
+    assert answers([*publishes, bad]) == [UNKNOWN, UNKNOWN]
+    assert "255" in it.failures[0]
