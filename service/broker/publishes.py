@@ -18,13 +18,17 @@ from itertools import takewhile
 from typing import Final
 
 from aiormq.abc import AbstractChannel
+from pamqp import frame
+from pamqp.body import ContentBody
 from pamqp.commands import Basic
+from pamqp.header import ContentHeader
 
 from service.broker.deliveries import streams_of
-from service.broker.frames import body_frames, publish_head
 
 BUFFERED: Final = 65_536
 """Bytes that wait to be sent, above which the next publish waits here instead."""
+AROUND_PAYLOAD: Final = 8
+"""Bytes of a frame that are not its payload (AMQP 0-9-1, 2.3.5)."""
 
 
 class Answer(Enum):
@@ -85,7 +89,7 @@ class PublishChannel:
         """Publish, mandatory, and return the answer to come."""
         publish = _Publish(self._loop.create_future(), self._loop.time())
         try:
-            head = publish_head(self._number, exchange, routing_key, properties, len(body))
+            head = head_frames(self._number, exchange, routing_key, properties, len(body))
         except Exception as error:  # noqa: BLE001 - a value that cannot be encoded raises anything
             self.fail(_text(error))
         if self._is_ended:
@@ -176,6 +180,24 @@ class PublishChannel:
             self.fail("a publish was not confirmed in time")
         else:
             self._timer = self._loop.call_at(due, self._look)
+
+
+def head_frames(
+    channel: int, exchange: str, routing_key: str, properties: Basic.Properties, body_size: int
+) -> bytes:
+    """Return the frames of a mandatory publish before its body."""
+    method = Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
+    header = ContentHeader(body_size=body_size, properties=properties)
+    return frame.marshal(method, channel) + frame.marshal(header, channel)
+
+
+def body_frames(channel: int, body: bytes, frame_max: int) -> list[bytes]:
+    """Return a body's frames; `frame_max` is the size of the largest frame, 0 any."""
+    largest = frame_max - AROUND_PAYLOAD if frame_max else len(body)
+    return [
+        frame.marshal(ContentBody(body[start : start + largest]), channel)
+        for start in range(0, len(body), largest or 1)
+    ]
 
 
 def _text(error: Exception) -> str:
