@@ -39,7 +39,7 @@ from aiormq.exceptions import (
 )
 from pamqp.body import ContentBody
 from pamqp.commands import Basic, Queue
-from pamqp.frame import unmarshal
+from pamqp.frame import FrameTypes, unmarshal
 from pamqp.header import ContentHeader
 
 from service.broker import connection, parked
@@ -358,27 +358,33 @@ class FakeReader:
 
 
 class FakeWriter:
-    """The end of a connection where publishes are written: whole ones, each in one piece."""
+    """The end of a connection where publishes are written: whole ones, one or many in one piece."""
 
     def __init__(self, connection: "FakeConnection") -> None:
         self._connection = connection
         self.transport = SimpleNamespace(get_write_buffer_size=lambda: 0)
 
     def write(self, data: bytes) -> None:
-        """Take in a publish, as the broker would read it."""
-        frames = []
+        """Take in publishes, as the broker would read them."""
+        read = self._frames(data)
+        for number, method in read:
+            _, header = next(read)
+            assert isinstance(method, Basic.Publish)
+            assert isinstance(header, ContentHeader)
+            body = b""
+            while len(body) < header.body_size:
+                _, piece = next(read)
+                assert isinstance(piece, ContentBody)
+                body += piece.value
+            [channel] = [one for one in self._connection.channels if one.number == number]
+            channel.take(method, header.properties, body)
+
+    def _frames(self, data: bytes) -> Iterator[tuple[int, FrameTypes]]:
         while data:
             size, number, read = unmarshal(data)
             assert size <= FRAME_MAX
-            frames.append(read)
+            yield number, read
             data = data[size:]
-        method, header, *pieces = frames
-        assert isinstance(method, Basic.Publish)
-        assert isinstance(header, ContentHeader)
-        body = b"".join(piece.value for piece in pieces if isinstance(piece, ContentBody))
-        assert len(body) == header.body_size
-        [channel] = [one for one in self._connection.channels if one.number == number]
-        channel.take(method, header.properties, body)
 
 
 class FakeConnection:

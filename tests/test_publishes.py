@@ -107,6 +107,7 @@ TAKEN, REFUSED, UNKNOWN = Answer.TAKEN, Answer.REFUSED, Answer.UNKNOWN
 async def test_an_ack_answers_one_or_all_up_to_it():
     it = Rig()
     publishes = it.publish(5)
+    await turns()
     await it.wire.answer(Basic.Ack(2))
     assert answers(publishes) == [None, TAKEN, None, None, None]
     await it.wire.answer(Basic.Ack(4, multiple=True))
@@ -119,6 +120,7 @@ async def test_an_ack_answers_one_or_all_up_to_it():
 async def test_answers_come_in_any_order_and_an_unknown_one_is_nothing():
     it = Rig()
     publishes = it.publish(4)
+    await turns()
     await it.wire.answer(Basic.Ack(3), Basic.Ack(3), Basic.Ack(99), Basic.Nack(2, multiple=True))
     assert answers(publishes) == [REFUSED, REFUSED, TAKEN, None]
     await it.wire.answer(Basic.Ack(99, multiple=True))
@@ -149,23 +151,37 @@ async def test_a_closed_channel_answers_all():
 
 async def test_what_there_is_no_room_for_waits_in_order_and_is_answered_when_the_channel_ends():
     it = Rig()
+    half = b"x" * (BUFFERED // 2)
     it.wire.room.clear()
-    it.wire.waiting = BUFFERED + 1
-    publishes = it.publish(4)
+    publishes = it.publish(5, half)
     await turns()
-    assert it.wire.published() == 1
+    assert it.wire.published() == 2
+    publishes += it.publish(1, half)
+    await turns()
+    assert it.wire.published() == 2
     it.wire.room.set()
     await turns()
-    assert it.wire.published() == 4
+    assert it.wire.published() == 6
     it.wire.room.clear()
-    publishes += it.publish(3)
+    publishes += it.publish(4, half)
     publishes[-1].cancel()
     await turns()
-    assert it.wire.published() == 5
+    assert it.wire.published() == 8
     it.channel.end("told to")
-    assert answers(publishes[:-1]) == [UNKNOWN] * 6
+    assert answers(publishes[:-1]) == [UNKNOWN] * 9
     await turns()
-    assert it.wire.published() == 5
+    assert it.wire.published() == 8
+
+
+async def test_publishes_of_one_turn_of_the_loop_leave_in_one_write(monkeypatch):
+    it = Rig()
+    writes: list[bytes] = []
+    monkeypatch.setattr(it.wire, "write", writes.append)
+    it.publish(3)
+    await turns()
+    it.publish(2)
+    await turns()
+    assert [len(frames_of(data)) for data in writes] == [9, 6]
 
 
 async def test_a_connection_that_breaks_while_publishes_wait_for_room_answers_all(monkeypatch):
@@ -189,8 +205,10 @@ async def test_a_publish_on_a_closed_connection_is_answered(monkeypatch):
         raise RuntimeError("the handler is closed")
 
     publishes = it.publish()
+    await turns()
     monkeypatch.setattr(it.wire, "write", closed)
     publishes += it.publish(2)
+    await turns()
     assert answers(publishes) == [UNKNOWN] * 3
     assert it.failures == ["a publish failed: RuntimeError the handler is closed"]
 
@@ -230,6 +248,7 @@ async def test_nothing_is_late_while_the_broker_is_blocked():
 async def test_a_publish_that_nobody_waits_for_any_longer_is_not_late():
     it = Rig(0.05)
     [publish] = it.publish()
+    await turns()
     publish.cancel()
     await asyncio.sleep(0.2)
     assert not it.failures

@@ -74,6 +74,7 @@ class PublishChannel:
         self._last = 0
         self._unanswered: dict[int, _Publish] = {}
         self._unsent: deque[tuple[_Publish, bytes, bytes]] = deque()
+        self._is_due = False
         self._sending: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._unblocked = 0.0
@@ -97,10 +98,11 @@ class PublishChannel:
             return publish.answer
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout, self._look)
-        if self._sending is None:
-            self._send(publish, head, body)
-        else:
-            self._unsent.append((publish, head, body))
+        self._unsent.append((publish, head, body))
+        if not self._is_due:
+            # Not now: what else is published in this turn of the loop leaves with the same system call.
+            self._is_due = True
+            self._loop.call_soon(self._flush)
         return publish.answer
 
     def settled(self, tag: int, *, multiple: bool, taken: bool) -> None:
@@ -139,27 +141,39 @@ class PublishChannel:
         self._unanswered.clear()
         self._unsent.clear()
 
-    def _send(self, publish: _Publish, head: bytes, body: bytes) -> None:
-        """Write a publish in one piece, so that no frame of another comes between."""
-        self._last += 1
-        self._unanswered[self._last] = publish
+    def _flush(self) -> None:
+        self._is_due = False
+        if self._sending is not None or self._is_ended:
+            return
         try:
-            self._writer.write(b"".join((head, *body_frames(self._number, body, self._frame_max))))
+            self._send_some()
         except Exception as error:  # noqa: BLE001 - a closed connection raises what its loop likes
             self.fail(_text(error))
-            return
-        if self._sending is None and self._writer.transport.get_write_buffer_size() > BUFFERED:
-            self._sending = self._loop.create_task(self._send_unsent())
+        else:
+            if self._writer.transport.get_write_buffer_size() > BUFFERED or self._unsent:
+                self._sending = self._loop.create_task(self._send_the_rest())
 
-    async def _send_unsent(self) -> None:
-        """Write what has come meanwhile, each when there is room for it."""
+    def _send_some(self) -> None:
+        """Write what there is, about as much as fits, in one piece: no frame of another comes between."""
+        pieces: list[bytes] = []
+        size = 0
+        while self._unsent and size < BUFFERED:
+            publish, head, body = self._unsent.popleft()
+            if publish.answer.done():
+                continue  # nobody waits for it any longer, and it was not sent
+            self._last += 1
+            self._unanswered[self._last] = publish
+            pieces += (head, *body_frames(self._number, body, self._frame_max))
+            size += len(head) + len(body)
+        self._writer.write(b"".join(pieces))
+
+    async def _send_the_rest(self) -> None:
+        """Write what waits, and what comes meanwhile, whenever there is room for it."""
         try:
             await self._writer.drain()
             while self._unsent:
-                publish, head, body = self._unsent.popleft()
-                if not publish.answer.done():  # nobody waits for it any longer, and it was not sent
-                    self._send(publish, head, body)
-                    await self._writer.drain()
+                self._send_some()
+                await self._writer.drain()
         except Exception as error:  # noqa: BLE001 - as above
             self.fail(_text(error))
         finally:
