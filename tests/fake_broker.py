@@ -379,6 +379,8 @@ class FakeWriter:
             [channel] = [one for one in self._connection.channels if one.number == number]
             channel.take(method, header.properties, body)
 
+    async def drain(self) -> None: ...
+
     def _frames(self, data: bytes) -> Iterator[tuple[int, FrameTypes]]:
         while data:
             size, number, read = unmarshal(data)
