@@ -13,9 +13,8 @@ Comparisons mix whole and fractional numbers as one expects; arithmetic does not
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-
-from cel_expr_python import cel  # type: ignore[import-untyped]
+from functools import cache, lru_cache
+from typing import Any
 
 from service.core.event import Event
 from service.errors import ConfigurationError
@@ -27,9 +26,6 @@ The evaluator stops a loop after 10,000 steps, but a step over a list costs by t
 and `filter` copy what they have so far): 5,000 elements would already take half a second.
 """
 
-_ENVIRONMENT = cel.NewEnv(
-    variables={"data": cel.Type.DYN, "event": cel.Type.Map(cel.Type.STRING, cel.Type.STRING)}
-)
 _LOOP = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(")
 _COMPILE_ERROR = re.compile(r"<input>:(\d+):(\d+): (.*)")
 _NO_CONTAINER = " (in container '')"
@@ -38,6 +34,23 @@ _SAFE_MESSAGE = re.compile(
     r"No matching overloads found : .*|Iteration budget exceeded|integer overflow|"
     r"(?:divide|modulus) by zero|Applying SELECT to non-message type"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluator:
+    """The library: its environment with our two variables, and the types of results."""
+
+    environment: Any
+    types: Any
+
+
+@cache
+def _evaluator() -> _Evaluator:
+    """Load the library with the first filter: 6 MiB that a process without filters does not need."""
+    from cel_expr_python import cel  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    told = {"data": cel.Type.DYN, "event": cel.Type.Map(cel.Type.STRING, cel.Type.STRING)}
+    return _Evaluator(cel.NewEnv(variables=told), cel.Type)
 
 
 class FilterError(ConfigurationError):
@@ -49,7 +62,7 @@ class Filter:
     """A compiled expression; `loops` tells that it goes through lists or maps."""
 
     text: str
-    expression: cel.Expression = field(repr=False, compare=False)
+    expression: Any = field(repr=False, compare=False)
     loops: bool = False
 
 
@@ -67,12 +80,13 @@ def compile_filter(text: str) -> Filter:
     The cache bounds memory at some 80 MB; a text beyond it is compiled anew (some 70 µs).
     Raises `FilterError`.
     """
+    evaluator = _evaluator()
     try:
-        expression = _ENVIRONMENT.compile(text)
+        expression = evaluator.environment.compile(text)
     except RuntimeError as error:
         raise FilterError(_compile_message(str(error))) from None
     result = expression.return_type()
-    if result not in (cel.Type.BOOL, cel.Type.DYN):
+    if result not in (evaluator.types.BOOL, evaluator.types.DYN):
         raise FilterError(f"must be true or false, but its result is {result.name().lower()}")
     return Filter(text, expression, loops=_LOOP.search(text) is not None)
 
@@ -84,7 +98,10 @@ class FilterInput:
         """Take the event and its data as parsed JSON."""
         self._data = data
         self._too_long = len(event.data) > 2 * MAX_ELEMENTS and _has_long_collection(data)
-        self._activation = _ENVIRONMENT.Activation({"data": data, "event": _attributes(event)})
+        self._types = _evaluator().types
+        self._activation = _evaluator().environment.Activation(
+            {"data": data, "event": _attributes(event)}
+        )
         self._verdicts: dict[str, bool | Undecided] = {}
 
     def verdict(self, chosen: Filter) -> bool | Undecided:
@@ -102,9 +119,9 @@ class FilterInput:
         except RuntimeError as error:  # the evaluator gave up: too many steps
             return Undecided(_run_message(str(error), chosen.text))
         kind = value.type()
-        if kind == cel.Type.BOOL:
+        if kind == self._types.BOOL:
             return value.value() is True
-        if kind == cel.Type.ERROR:
+        if kind == self._types.ERROR:
             return Undecided(_run_message(str(value.value()), chosen.text))
         return Undecided(f"the result is {kind.name().lower()}, not true or false")
 

@@ -416,6 +416,29 @@ async def a_publish_without_a_session_is_unconfirmed(rig: Rig) -> None:
 
 
 @law
+async def bodies_of_many_frames_arrive_whole_however_many_are_under_way(rig: Rig) -> None:
+    sent = [bytes((number,)) * size for number, size in enumerate([0, 1, 131_064, 131_065] * 25)]
+    async with rig.layer(queue="dead") as it:
+        told = await asyncio.gather(
+            *(it.publisher.publish(rig.queue("dead"), "", body, durable()) for body in sent)
+        )
+        assert told == [Confirmed()] * len(sent)
+        await until(lambda: len(it.got) == len(sent))
+    assert sorted(bodies(it.got)) == sorted(sent)
+
+
+@law
+async def a_publish_of_the_layer_that_is_returned_ends_the_session(rig: Rig) -> None:
+    async with rig.layer() as it:
+        lost = await it.publisher.publish("", "nowhere", b"x", durable())
+        assert lost == Unconfirmed("'' has no queue for a message: topology is missing")
+        await until(lambda: not it.broker.consuming)
+        await until(lambda: it.broker.consuming)
+        told = await it.publisher.publish(rig.queue("dead"), "", b"x", durable())
+        assert told == Confirmed()
+
+
+@law
 async def a_delivery_put_off_until_now_is_in_the_backlog_as_it_was(rig: Rig) -> None:
     async with rig.layer(queue="deliveries") as it:
         assert await it.outbox.put_off(delivery(), rig.clock.now())

@@ -29,6 +29,7 @@ import orjson
 import pytest
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import (
+    AMQPError,
     ChannelInvalidStateError,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
@@ -36,13 +37,15 @@ from aiormq.exceptions import (
     DeliveryError,
     PublishError,
 )
+from pamqp.body import ContentBody
 from pamqp.commands import Basic, Queue
+from pamqp.frame import FrameTypes, unmarshal
 from pamqp.header import ContentHeader
 
 from service.broker import connection, parked
 from service.broker.connection import Address, Broker
 from service.broker.consumer import Lane
-from service.broker.deliveries import Delivered, DeliveryTransport, properties, register
+from service.broker.deliveries import Answers, Delivered, DeliveryTransport, properties, register
 from service.broker.outbox import Outbox
 from service.broker.publisher import Publisher
 from service.broker.topology import Binding, Exchange, Topology, topology
@@ -64,6 +67,8 @@ MAX_EVENT_BYTES = 4096
 
 WANTED = topology("test", "events", ["#"])
 NAMES = WANTED.names
+
+FRAME_MAX = 131_072
 
 Result = TypeVar("Result")
 
@@ -338,6 +343,52 @@ class FakeBroker:
         self.gone(queue)
 
 
+class FakeReader:
+    """What the broker layer uses of a `DeliveryReader`."""
+
+    def __init__(self) -> None:
+        self.sinks: dict[int, Callable[[Delivered], None]] = {}
+        self.bounds: dict[int, int] = {}
+        self.answers: dict[int, Answers] = {}
+
+    def forget(self, *_: object) -> None: ...
+
+    def forget_answers(self, channel: int) -> None:
+        del self.answers[channel]
+
+
+class FakeWriter:
+    """The end of a connection where publishes are written: whole ones, one or many in one piece."""
+
+    def __init__(self, connection: "FakeConnection") -> None:
+        self._connection = connection
+        self.transport = SimpleNamespace(get_write_buffer_size=lambda: 0)
+
+    def write(self, data: bytes) -> None:
+        """Take in publishes, as the broker would read them."""
+        read = self._frames(data)
+        for number, method in read:
+            _, header = next(read)
+            assert isinstance(method, Basic.Publish)
+            assert isinstance(header, ContentHeader)
+            body = b""
+            while len(body) < header.body_size:
+                _, piece = next(read)
+                assert isinstance(piece, ContentBody)
+                body += piece.value
+            [channel] = [one for one in self._connection.channels if one.number == number]
+            channel.take(method, header.properties, body)
+
+    async def drain(self) -> None: ...
+
+    def _frames(self, data: bytes) -> Iterator[tuple[int, FrameTypes]]:
+        while data:
+            size, number, read = unmarshal(data)
+            assert size <= FRAME_MAX
+            yield number, read
+            data = data[size:]
+
+
 class FakeConnection:
     """What the broker layer uses of a connection."""
 
@@ -348,9 +399,11 @@ class FakeConnection:
         self.url = url
         self.name = name
         self.channels: list[FakeChannel] = []
-        self.reader = SimpleNamespace(sinks={}, bounds={}, forget=lambda *_: None)
+        self.connection_tune = SimpleNamespace(frame_max=FRAME_MAX)
+        self.reader = FakeReader()
         self.transport = DeliveryTransport()
         self.transport.reader = self.reader  # type: ignore[assignment]
+        self.transport.writer = FakeWriter(self)  # type: ignore[assignment]
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def channel(
@@ -399,6 +452,7 @@ class FakeChannel:
         self._on_return_raises = on_return_raises
         self._prefetch = 0
         self._tags = count(1)
+        self._published = count(1)
         self._calls: set[asyncio.Task[None]] = set()
 
     @property
@@ -442,19 +496,57 @@ class FakeChannel:
         self._require_open()
         confirm = self._confirm()
         sent = through_the_wire(properties or Basic.Properties())
-        match await self._at("publish"):
-            case Verdict.GO:
-                self.broker.on_publish(sent)
-                self._take_in(exchange, routing_key, body, sent, mandatory=mandatory)
-                if await self._at("publish.stored") is Verdict.GO:
-                    asyncio.get_running_loop().call_soon(_confirmed, confirm)
-            case Verdict.NO:
-                raise DeliveryError(None, Basic.Nack())
-            case Verdict.NEVER:
-                pass
+        answer = await self._store(exchange, routing_key, body, sent, mandatory=mandatory)
+        if answer is Verdict.NO:
+            raise DeliveryError(None, Basic.Nack())
+        if answer is Verdict.GO:
+            asyncio.get_running_loop().call_soon(_confirmed, confirm)
         async with asyncio.timeout(timeout):
             await confirm
         return Basic.Ack()
+
+    def take(self, method: Basic.Publish, told: Basic.Properties, body: bytes) -> None:
+        """Take in a publish that was written; what becomes of it is told to the channel's `Answers`."""
+        tag = next(self._published)
+        answering = asyncio.get_running_loop().create_task(self._answer(tag, method, told, body))
+        self._calls.add(answering)
+        answering.add_done_callback(self._calls.discard)
+
+    async def _answer(
+        self, tag: int, method: Basic.Publish, told: Basic.Properties, body: bytes
+    ) -> None:
+        sent = through_the_wire(told)
+        try:
+            answer = await self._store(
+                method.exchange, method.routing_key, body, sent, mandatory=method.mandatory
+            )
+        except PublishError:
+            self._tell(lambda answers: answers.returned(method.exchange))
+            answer = Verdict.GO
+        except AMQPError:
+            return  # the channel has ended
+        if answer is not Verdict.NEVER:
+            taken = answer is Verdict.GO
+            asyncio.get_running_loop().call_soon(
+                self._tell, lambda answers: answers.settled(tag, multiple=False, taken=taken)
+            )
+
+    def _tell(self, what: Callable[[Answers], None]) -> None:
+        answers = self.connection.reader.answers.get(self.number)
+        if answers is not None and not self.is_closed:
+            what(answers)
+
+    async def _store(
+        self, exchange: str, key: str, body: bytes, sent: Basic.Properties, *, mandatory: bool
+    ) -> Verdict:
+        """Store a message and return the answer to its publish."""
+        verdict = await self._at("publish")
+        if verdict is not Verdict.GO:
+            return verdict
+        self.broker.on_publish(sent)
+        self._take_in(exchange, key, body, sent, mandatory=mandatory)
+        stored = await self._at("publish.stored")
+        return stored if stored is Verdict.GO else Verdict.NEVER
 
     async def basic_ack(
         self,

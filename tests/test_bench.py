@@ -41,6 +41,7 @@ _NAMES = {
     "cpu.busy",
     "deferrals.busy",
     "memory.after",
+    "throughput.workers",
     "scale.load",
     "scale.memory",
     "scale.match.uncached",

@@ -38,7 +38,7 @@ from service.broker import codec, topology
 from service.broker.connection import TROUBLE, Address
 from service.broker.outbox import Outbox
 from service.broker.parked import Parked, ParkedQueue, connected
-from service.broker.publisher import Confirmed, Publisher
+from service.broker.publishes import Answer, PublishChannel
 from service.core import health
 from service.core.delivery import (
     Answered,
@@ -719,6 +719,15 @@ async def move_carelessly(
     return True
 
 
+def take_silence_for_an_ack(channel: PublishChannel, _: str) -> None:
+    for publish in channel._unanswered.values():
+        publish.answer.set_result(Answer.TAKEN)
+
+
+def take_a_nack_for_an_ack(channel: PublishChannel, tag: int, **_: bool) -> None:
+    channel._unanswered.pop(tag).answer.set_result(Answer.TAKEN)
+
+
 @pytest.mark.parametrize(
     ("scenario", "where", "name", "planted"),
     [
@@ -726,7 +735,8 @@ async def move_carelessly(
         ("exhausted", Outbox, "bury", nothing),
         ("unreadable", Outbox, "reject", nothing),
         ("delivered at once", Dispatcher, "_run", ack_first),
-        ("delivered in the second round", Publisher, "_failed", lambda *_: Confirmed()),
+        ("delivered in the second round", PublishChannel, "fail", take_silence_for_an_ack),
+        ("delivered in the second round", PublishChannel, "settled", take_a_nack_for_an_ack),
         ("an event split into messages for two subscriptions", Outbox, "split", nothing),
         ("delivered in the second round", prepared, "webhook_id", lambda _: str(random.random())),
         ("dead letters, one of which is redriven", ParkedQueue, "_move", move_carelessly),

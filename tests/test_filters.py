@@ -1,5 +1,7 @@
 """Filters: what they see, how errors read, and that none can do harm."""
 
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -165,3 +167,12 @@ json_values = st.recursive(
 def test_no_data_makes_a_filter_raise(data: Any, text: str) -> None:
     event = Event("evt-1", "a", "s", "2026-01-02T03:04:05Z", 0.0, b"")
     assert isinstance(FilterInput(event, data).verdict(compile_filter(text)), bool | Undecided)
+
+
+def test_a_process_without_filters_and_ed25519_keys_loads_neither_library() -> None:
+    program = (
+        "import sys, service.app;"
+        "print([name for name in ('cel_expr_python', 'cryptography') if name in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert told.stdout.decode().strip() == "[]"

@@ -1,9 +1,10 @@
-"""Deliveries are taken off the stream before the library sees them.
+"""Deliveries, and the answers to publishes, are taken off the stream before the library sees them.
 
 The library reads every frame with four awaits, decodes it attribute by attribute, passes it through two
 queues and starts a task; for messages, three frames each, that is most of what consuming costs.  Its
 supported way in is the transport: what is returned as the reader here keeps deliveries for itself (for
-channels that have a sink) and hands on everything else, byte for byte.
+channels that have a sink), and what the broker says of publishes (for channels that ask for it), and hands
+on everything else, byte for byte.
 
 Wire format: AMQP 0-9-1, sections 2.3.5 (frames), 4.2.5 (values), and the RabbitMQ errata on field types.
 """
@@ -12,7 +13,7 @@ import asyncio
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
 from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
@@ -35,6 +36,10 @@ QUIET: Final = 1.0
 _METHOD, _HEADER, _BODY = 1, 2, 3
 _FRAME = struct.Struct(">BHI")
 _DELIVER = struct.pack(">HH", 60, 60)
+_ACK = struct.pack(">HH", 60, 80)
+_NACK = struct.pack(">HH", 60, 120)
+_RETURN = struct.pack(">HH", 60, 50)
+_ANSWERS: Final = frozenset((_ACK, _NACK, _RETURN))
 _TAG = struct.Struct(">QB")
 _CONTENT = struct.Struct(">xxxxQ")
 _U16 = struct.Struct(">H")
@@ -60,13 +65,24 @@ class Delivered:
 Sink = Callable[[Delivered], None]
 
 
+class Answers(Protocol):
+    """Is told what the broker says of the publishes of a channel."""
+
+    def settled(self, tag: int, *, multiple: bool, taken: bool) -> None:
+        """Take in an ack, or a nack; `multiple`: of all up to this tag."""
+
+    def returned(self, exchange: str) -> None:
+        """Take in that a message found no queue."""
+
+
 class _Partial:
-    """A delivery of which some frames are still to come."""
+    """A delivery, or a returned message, of which some frames are still to come."""
 
-    __slots__ = ("chunks", "left_out", "method", "missing", "properties")
+    __slots__ = ("chunks", "left_out", "method", "missing", "properties", "sink")
 
-    def __init__(self, method: tuple[int, bool, str, str]) -> None:
+    def __init__(self, method: tuple[int, bool, str, str], sink: Sink) -> None:
         self.method = method
+        self.sink = sink
         self.properties: Basic.Properties | None = None
         self.missing = 0
         self.left_out = 0
@@ -92,6 +108,7 @@ class DeliveryReader:
         self._partial: dict[int, _Partial] = {}
         self.sinks: dict[int, Sink] = {}
         self.bounds: dict[int, int] = {}
+        self.answers: dict[int, Answers] = {}
 
     def forget(self, channel: int, sink: Sink) -> None:
         """Let go of a channel that is closed, unless its number has another sink by now."""
@@ -99,6 +116,10 @@ class DeliveryReader:
             del self.sinks[channel]
             self.bounds.pop(channel, None)
             self._partial.pop(channel, None)
+
+    def forget_answers(self, channel: int) -> None:
+        """Let go of a channel that is not published on any more."""
+        del self.answers[channel]
 
     def at_eof(self) -> bool:
         """Tell whether nothing more will come."""
@@ -136,7 +157,7 @@ class DeliveryReader:
             if taken is False:
                 self._shown = self._loop.time()
                 return
-            if self._loop.time() - self._shown > QUIET and self.sinks:
+            if self._loop.time() - self._shown > QUIET and (self.sinks or self.answers):
                 self._buffer, self._at = _HEARTBEAT + self._buffer[self._at :], 0
                 self._shown = self._loop.time()
                 return
@@ -159,19 +180,27 @@ class DeliveryReader:
         return True
 
     def _is_ours(self, kind: int, channel: int) -> bool | None:
-        """Tell whether the next frame is a delivery's; None when too little of it is there."""
-        if channel not in self.sinks:
-            return False
+        """Tell whether the next frame is for a sink or an answer; None when too little of it is there."""
         if kind != _METHOD:
             return kind in {_HEADER, _BODY} and channel in self._partial
+        if channel not in self.sinks and channel not in self.answers:
+            return False
         start = self._at + 7
         if len(self._buffer) - start < 4:
             return None
-        return self._buffer[start : start + 4] == _DELIVER
+        method = self._buffer[start : start + 4]
+        if method == _DELIVER:
+            return channel in self.sinks
+        return method in _ANSWERS and channel in self.answers
 
     def _take(self, kind: int, channel: int, payload: int, size: int) -> None:
         if kind == _METHOD:
-            self._partial[channel] = _Partial(_deliver(self._buffer, payload + 4))
+            kind_of_method = self._buffer[payload : payload + 4]
+            if kind_of_method in _ANSWERS:
+                self._take_answer(kind_of_method, channel, payload + 4)
+            else:
+                method = _deliver(self._buffer, payload + 4)
+                self._partial[channel] = _Partial(method, self.sinks[channel])
             return
         partial = self._partial[channel]
         if kind == _HEADER:
@@ -186,7 +215,16 @@ class DeliveryReader:
             partial.missing -= size
         if partial.missing <= 0:
             del self._partial[channel]
-            self.sinks[channel](partial.whole())
+            partial.sink(partial.whole())
+
+    def _take_answer(self, method: bytes, channel: int, at: int) -> None:
+        answers = self.answers[channel]
+        if method == _RETURN:
+            self._partial[channel] = _Partial((0, False, "", ""), _drop)  # the message follows
+            answers.returned(_returned_from(self._buffer, at))
+        else:
+            tag, bits = _TAG.unpack_from(self._buffer, at)
+            answers.settled(tag, multiple=bool(bits & 1), taken=method == _ACK)
 
 
 def _deliver(buffer: bytes, at: int) -> tuple[int, bool, str, str]:
@@ -204,6 +242,17 @@ def _deliver(buffer: bytes, at: int) -> tuple[int, bool, str, str]:
         exchange,
         buffer[at + 1 : at + 1 + size].decode("utf-8", "replace"),
     )
+
+
+def _drop(_: Delivered) -> None:
+    """Take a message that was returned: whoever published it still has it."""
+
+
+def _returned_from(buffer: bytes, at: int) -> str:
+    """Return the exchange of a `basic.return`."""
+    at += 2  # the reply code
+    at += 1 + buffer[at]  # what it means, in words
+    return buffer[at + 1 : at + 1 + buffer[at]].decode("utf-8", "replace")
 
 
 _NAMES: Final = tuple(Basic.Properties.__slots__)
@@ -313,26 +362,37 @@ def _value(data: bytes, at: int, end: int, room: list[int]) -> tuple[Any, int]:
 
 
 class DeliveryTransport(TransportFactory):
-    """Opens the library's own transport and puts a `DeliveryReader` between."""
+    """Opens the library's own transport, puts a `DeliveryReader` between, and keeps hold of both ends."""
 
     def __init__(self) -> None:
         self.reader: DeliveryReader | None = None
+        self.writer: asyncio.StreamWriter | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[Any, asyncio.StreamWriter]:
         """Connect; returns reader and writer."""
         inner = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
-        reader, writer = await inner.create(url, **kwargs)
+        reader, self.writer = await inner.create(url, **kwargs)
         self.reader = DeliveryReader(reader)
-        return self.reader, writer
+        return self.reader, self.writer
 
 
-_readers: WeakKeyDictionary[AbstractConnection, DeliveryReader] = WeakKeyDictionary()
+_streams: WeakKeyDictionary[AbstractConnection, tuple[DeliveryReader, asyncio.StreamWriter]] = (
+    WeakKeyDictionary()
+)
 
 
 def register(connection: AbstractConnection, transport: DeliveryTransport) -> None:
-    """Remember which reader a connection was opened with."""
-    if transport.reader is not None:
-        _readers[connection] = transport.reader
+    """Remember which streams a connection was opened with."""
+    if transport.reader is not None and transport.writer is not None:
+        _streams[connection] = transport.reader, transport.writer
+
+
+def streams_of(connection: AbstractConnection) -> tuple[DeliveryReader, asyncio.StreamWriter]:
+    """Return the streams of a connection that was opened with a `DeliveryTransport`.
+
+    What is written is whole frames, in one piece: the library writes there as well.
+    """
+    return _streams[connection]
 
 
 async def consume(
@@ -345,7 +405,7 @@ async def consume(
     cancel by.
     """
     await channel.basic_qos(prefetch_count=prefetch)
-    reader, number = _readers[channel.connection], channel.number
+    (reader, _), number = streams_of(channel.connection), channel.number
     reader.sinks[number] = sink
     # The sink leads back to the connection: without this neither would ever be freed.
     channel.closing.add_done_callback(lambda _: reader.forget(number, sink))

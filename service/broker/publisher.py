@@ -8,11 +8,12 @@ which led to this publish comes again.  That may double a delivery and never los
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, assert_never
 
-from aiormq.abc import AbstractChannel, ConfirmationFrameType
-from aiormq.exceptions import DeliveryError, PublishError
+from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
+
+from service.broker.publishes import Answer, PublishChannel
 
 MAX_UNCONFIRMED: Final = 512
 NACK_PAUSE: Final = 0.5
@@ -43,17 +44,18 @@ class Publisher:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._room = asyncio.Semaphore(MAX_UNCONFIRMED)
-        self._channel: AbstractChannel | None = None
-        self._on_failure: Callable[[str], None] = _ignore
+        self._channel: PublishChannel | None = None
         self.blocked = False
 
     def use(self, channel: AbstractChannel, on_failure: Callable[[str], None]) -> None:
-        """Publish over this channel, opened with confirms, from now on."""
-        self._channel, self._on_failure = channel, on_failure
+        """Publish over this channel, opened with confirms, from now on; nobody else may."""
         self.blocked = False
+        self._channel = PublishChannel(channel, self._timeout, lambda: self.blocked, on_failure)
 
     def abandon(self) -> None:
         """Forget the channel: it is gone."""
+        if self._channel is not None:
+            self._channel.end("the session was given up")
         self._channel = None
 
     async def publish(
@@ -69,64 +71,16 @@ class Publisher:
                 channel = self._channel
                 if channel is None:
                     return Unconfirmed("not connected to the broker")
-                result = await self._once(channel, exchange, routing_key, body, properties)
-                if result is not None:
-                    return result
+                match await channel.publish(exchange, routing_key, body, properties):
+                    case Answer.TAKEN:
+                        return Confirmed()
+                    case Answer.UNKNOWN:
+                        return Unconfirmed(channel.ended)
+                    case Answer.REFUSED:
+                        pass
+                    case other:
+                        assert_never(other)
                 if asyncio.get_running_loop().time() > deadline:
-                    return self._failed(channel, f"{exchange!r} took no message for too long")
+                    channel.fail(f"{exchange!r} took no message for too long")
+                    return Unconfirmed(channel.ended)
                 await asyncio.sleep(NACK_PAUSE)
-
-    async def _once(
-        self,
-        channel: AbstractChannel,
-        exchange: str,
-        routing_key: str,
-        body: bytes,
-        properties: Basic.Properties,
-    ) -> Published | None:
-        """Publish once; None when the broker said no and may say yes later."""
-        publishing = asyncio.get_running_loop().create_task(
-            channel.basic_publish(
-                body,
-                exchange=exchange,
-                routing_key=routing_key,
-                properties=properties,
-                mandatory=True,
-            )
-        )
-        try:
-            while not (await asyncio.wait([publishing], timeout=self._timeout))[0]:
-                if not self.blocked:
-                    return self._failed(channel, "a publish was not confirmed in time")
-        finally:
-            publishing.cancel()
-        return self._result(publishing, channel, exchange)
-
-    def _result(
-        self,
-        publishing: "asyncio.Task[ConfirmationFrameType | None]",
-        channel: AbstractChannel,
-        exchange: str,
-    ) -> Published | None:
-        if publishing.cancelled():
-            return self._failed(channel, "the channel closed before a confirm")
-        match publishing.exception():
-            case None:
-                return Confirmed()
-            case DeliveryError() as error if not isinstance(error, PublishError):
-                return None
-            case PublishError():
-                return self._failed(
-                    channel, f"{exchange!r} has no queue for a message: topology is missing"
-                )
-            case error:
-                return self._failed(channel, f"a publish failed: {type(error).__name__} {error}")
-
-    def _failed(self, channel: AbstractChannel, detail: str) -> Unconfirmed:
-        if channel is self._channel:
-            self._on_failure(detail)
-        return Unconfirmed(detail)
-
-
-def _ignore(_: str) -> None:
-    """Stand in until there is a session to give up."""

@@ -8,12 +8,9 @@ bytes are signed, keys are prepared once, and comparisons take the same time wha
 import binascii
 import hashlib
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from service.core.subscription import Scheme, Signing
 
@@ -56,7 +53,7 @@ def signer(signing: Signing) -> Signer:
         case Scheme.STANDARD:
             return Signer(STANDARD_HEADER, _standard([_hmac_sha256(key) for key in signing.keys]))
         case Scheme.ED25519:
-            return Signer(STANDARD_HEADER, _ed25519([_private_key(key) for key in signing.keys]))
+            return Signer(STANDARD_HEADER, _ed25519(signing.keys))
         case Scheme.HUB_SHA256:
             return Signer(HUB_HEADER, _hub(_hmac_sha256(signing.keys[0])))
 
@@ -80,9 +77,11 @@ def verify_ed25519(
     public_key: bytes, *, message_id: str, timestamp: str, body: bytes, signatures: str, now: float
 ) -> bool:
     """Tell whether one of `signatures` is a `v1a` signature that `public_key` (32 bytes) accepts."""
-    key = Ed25519PublicKey.from_public_bytes(public_key)
+    from service.core import ed25519  # noqa: PLC0415 - as below
+
     content = _signed_content(message_id, timestamp, body)
-    matches = [_accepts(key, candidate, content) for candidate in _candidates(signatures, "v1a")]
+    candidates = _candidates(signatures, "v1a")
+    matches = [ed25519.accepts(public_key, candidate, content) for candidate in candidates]
     return any(matches) and _is_recent(timestamp, now)
 
 
@@ -110,18 +109,14 @@ def _hmac_sha256(key: bytes) -> Callable[[bytes], bytes]:
     return digest
 
 
-def _private_key(seed: bytes) -> Callable[[bytes], bytes]:
-    if len(seed) != 32:
-        raise ValueError(f"an ed25519 key is a seed of 32 bytes, not {len(seed)}")
-    return Ed25519PrivateKey.from_private_bytes(seed).sign
-
-
 def _standard(digests: list[Callable[[bytes], bytes]]) -> Callable[[str, int, bytes], str]:
     return _listing("v1,", digests)
 
 
-def _ed25519(signs: list[Callable[[bytes], bytes]]) -> Callable[[str, int, bytes], str]:
-    return _listing("v1a,", signs)
+def _ed25519(seeds: Sequence[bytes]) -> Callable[[str, int, bytes], str]:
+    from service.core import ed25519  # noqa: PLC0415 - 6 MiB that few ever need
+
+    return _listing("v1a,", [ed25519.signing(seed) for seed in seeds])
 
 
 def _listing(
@@ -164,14 +159,6 @@ def _candidates(signatures: str, version: str) -> list[bytes]:
             except ValueError:
                 continue
     return found
-
-
-def _accepts(key: Ed25519PublicKey, signature: bytes, content: bytes) -> bool:
-    try:
-        key.verify(signature, content)
-    except InvalidSignature:
-        return False
-    return True
 
 
 def _is_recent(timestamp: str, now: float) -> bool:

@@ -9,8 +9,6 @@ import binascii
 from collections.abc import Mapping
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from service.core.subscription import Scheme
 from service.subscriptions.files import Files
 
@@ -50,11 +48,10 @@ def _ed25519(text: bytes) -> bytes:
     key = _base64(text.removeprefix(b"whsk_"), "must be whsk_ and base64")
     if len(key) not in {32, 64}:
         raise ValueError(f"must be base64 of 32 bytes (seed) or 64 (seed, public), not {len(key)}")
+    from service.core import ed25519  # noqa: PLC0415 - 6 MiB that few ever need
+
     seed, public = key[:32], key[32:]
-    if (
-        public
-        and Ed25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw() != public
-    ):
+    if public and ed25519.public_half(seed) != public:
         raise ValueError("holds a public half that does not belong to its seed")
     return seed
 

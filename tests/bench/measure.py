@@ -27,6 +27,7 @@ from tests.bench.reload import RATE, Reloads, measure_reloads
 from tests.bench.report import Report, Row, machine
 from tests.bench.scale import Scale, measure_scale
 from tests.bench.station import FAN_OUTS, Station, station, subscriptions
+from tests.bench.workers import COUNT, Shares, measure_workers
 
 _TITLES = {
     AIO_PIKA: "aio-pika, an ack a message",
@@ -82,6 +83,8 @@ async def _figures(url: str, plan: Plan, tell: Tell) -> Report:
         for tenant in ("once", "busy"):
             report.add(_detour_rows(tenant, await measure_detour(it, tenant, small, plan)))
         report.add([_memory_after(it)])
+        tell(f"{COUNT} workers")
+        report.add([_workers_row(await measure_workers(url, feeding, receiver, plan))])
         tell(f"{plan.subscriptions:,} subscriptions")
         report.add(_scale_rows(await measure_scale(plan.subscriptions, plan.matches)))
         tell(f"{plan.subscriptions:,} subscriptions that change")
@@ -181,6 +184,18 @@ def _detour_rows(tenant: str, found: Detour) -> list[Row]:
     if tenant == "busy":
         rows.append(Row("deferrals.busy", "of them put off", "%", 100 * found.deferrals))
     return rows
+
+
+def _workers_row(found: Shares) -> Row:
+    return Row(
+        "throughput.workers",
+        f"deliveries a second of CPU, {COUNT} workers",
+        "/s",
+        median(found.all),
+        median(found.one),
+        "the dispatcher, as one process",
+        found.ratios,
+    )
 
 
 def _scale_rows(scale: Scale) -> list[Row]:

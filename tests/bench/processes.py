@@ -66,13 +66,13 @@ def resident_bytes(pid: int) -> int:
 
 
 def pause(process: Process) -> None:
-    """Hold a program, so that work can be laid out for it without its taking part."""
-    process.send_signal(signal.SIGSTOP)
+    """Hold a program and those that it started, so that work can be laid out without their taking part."""
+    os.killpg(process.pid, signal.SIGSTOP)
 
 
 def resume(process: Process) -> None:
-    """Let a program go on."""
-    process.send_signal(signal.SIGCONT)
+    """Let a program, and those that it started, go on."""
+    os.killpg(process.pid, signal.SIGCONT)
 
 
 async def line_from(process: Process, seconds: float = 30.0) -> str:

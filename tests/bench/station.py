@@ -135,12 +135,16 @@ async def station(
     *,
     environ: Mapping[str, str] | None = None,
     keep: Collection[str] = (),
+    arguments: Sequence[str] = (),
 ) -> AsyncIterator[Station]:
-    """Run a dispatcher with these subscriptions and variables; it keeps log lines of the names in `keep`."""
+    """Run a dispatcher with these subscriptions and variables; it keeps log lines of the names in `keep`.
+
+    `arguments` are those of `run`.
+    """
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         it = Station(url, feed, Path(name, "subscriptions.json"), environ or {})
         it.file.write_bytes(document(subscriptions))
-        command = (sys.executable, "-m", "service", "run")
+        command = (sys.executable, "-m", "service", "run", *arguments)
         try:
             async with started(*command, environ=it.environ()) as process:
                 it.dispatcher = Dispatcher(process, keep)

@@ -1,0 +1,264 @@
+"""Publishes past the library: every one is answered once, whatever the broker or the network does."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pamqp import frame
+from pamqp.body import ContentBody
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+
+from service.broker.deliveries import DeliveryReader, DeliveryTransport, register
+from service.broker.publishes import (
+    BUFFERED,
+    Answer,
+    PublishChannel,
+    body_frames,
+    head_frames,
+)
+
+
+def frames_of(data: bytes) -> list[tuple[int, Any]]:
+    found = []
+    while data:
+        size, channel, one = frame.unmarshal(data)
+        found.append((channel, one))
+        data = data[size:]
+    return found
+
+
+@given(st.binary(max_size=300), st.integers(9, 200))
+@settings(deadline=None)
+def test_a_publish_is_whole_frames_of_the_size_that_the_broker_takes(body, largest):
+    told = Basic.Properties(message_id="m", headers={"x": "y"})
+    sent = head_frames(7, "events", "a.b", told, len(body))
+    pieces = body_frames(7, body, largest)
+    (_, method), (_, header), *bodies = frames_of(sent + b"".join(pieces))
+    assert (method.exchange, method.routing_key, method.mandatory) == ("events", "a.b", True)
+    assert (header.body_size, header.properties) == (len(body), told)
+    assert b"".join(piece.value for _, piece in bodies) == body
+    assert all(8 < len(piece) <= largest for piece in pieces)
+
+
+def test_a_body_is_one_frame_where_the_broker_takes_any_size():
+    assert len(body_frames(1, b"x" * 1_000_000, 0)) == 1
+    assert body_frames(1, b"", 0) == body_frames(1, b"", 4096) == []
+
+
+class Wire:
+    """A connection whose other end is a test: `sent` is what was written, `room` whether more can be."""
+
+    def __init__(self) -> None:
+        self.sent = b""
+        self.waiting = 0
+        self.room = asyncio.Event()
+        self.room.set()
+        self.transport = SimpleNamespace(get_write_buffer_size=lambda: self.waiting)
+        self.connection_tune = SimpleNamespace(frame_max=4096)
+        self.stream = asyncio.StreamReader()
+        self.library = DeliveryReader(self.stream)
+        self.reading = asyncio.create_task(self.library.readexactly(1))
+        told = DeliveryTransport()
+        told.reader, told.writer = self.library, self  # type: ignore[assignment]
+        register(self, told)  # type: ignore[arg-type]
+
+    def write(self, data: bytes) -> None:
+        self.sent += data
+
+    async def drain(self) -> None:
+        await self.room.wait()
+
+    async def answer(self, *frames: Any) -> None:
+        self.stream.feed_data(b"".join(frame.marshal(one, 1) for one in frames))
+        await turns()
+
+    def published(self) -> int:
+        return sum(isinstance(one, Basic.Publish) for _, one in frames_of(self.sent))
+
+
+class Rig:
+    def __init__(self, timeout: float = 60.0) -> None:
+        self.wire = Wire()
+        self.blocked = False
+        self.failures: list[str] = []
+        self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        channel: Any = SimpleNamespace(number=1, connection=self.wire, closing=self.closing)
+        self.channel = PublishChannel(channel, timeout, lambda: self.blocked, self.failures.append)
+
+    def publish(self, count: int = 1, body: bytes = b"x") -> list["asyncio.Future[Answer]"]:
+        return [self.channel.publish("x", "a.b", body, Basic.Properties()) for _ in range(count)]
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def answers(publishes: list["asyncio.Future[Answer]"]) -> list[Answer | None]:
+    return [one.result() if one.done() else None for one in publishes]
+
+
+TAKEN, REFUSED, UNKNOWN = Answer.TAKEN, Answer.REFUSED, Answer.UNKNOWN
+
+
+async def test_an_ack_answers_one_or_all_up_to_it():
+    it = Rig()
+    publishes = it.publish(5)
+    await turns()
+    await it.wire.answer(Basic.Ack(2))
+    assert answers(publishes) == [None, TAKEN, None, None, None]
+    await it.wire.answer(Basic.Ack(4, multiple=True))
+    assert answers(publishes) == [TAKEN, TAKEN, TAKEN, TAKEN, None]
+    await it.wire.answer(Basic.Nack(5))
+    assert answers(publishes)[4] is REFUSED
+    assert not it.failures
+
+
+async def test_answers_come_in_any_order_and_an_unknown_one_is_nothing():
+    it = Rig()
+    publishes = it.publish(4)
+    await turns()
+    await it.wire.answer(Basic.Ack(3), Basic.Ack(3), Basic.Ack(99), Basic.Nack(2, multiple=True))
+    assert answers(publishes) == [REFUSED, REFUSED, TAKEN, None]
+    await it.wire.answer(Basic.Ack(99, multiple=True))
+    assert answers(publishes)[3] is TAKEN
+
+
+async def test_a_return_is_not_taken_for_the_ack_that_follows_it():
+    it = Rig()
+    publishes = it.publish(2)
+    back = (Basic.Return(312, "NO_ROUTE", "x", "a.b"), ContentHeader(0, 3), ContentBody(b"abc"))
+    await it.wire.answer(*back, Basic.Ack(2, multiple=True))
+    assert answers(publishes) == [UNKNOWN, UNKNOWN]
+    assert it.failures == ["'x' has no queue for a message: topology is missing"]
+    assert answers(it.publish()) == [UNKNOWN]
+    assert not it.wire.reading.done() or it.wire.reading.result()  # the library saw no half message
+
+
+async def test_a_closed_channel_answers_all():
+    it = Rig()
+    publishes = it.publish(2)
+    it.closing.set_exception(ConnectionError("gone"))
+    await turns()
+    assert answers(publishes) == [UNKNOWN, UNKNOWN]
+    assert answers(it.publish()) == [UNKNOWN]
+    assert it.wire.published() == 2
+    assert not it.wire.library.answers
+
+
+async def test_what_there_is_no_room_for_waits_in_order_and_is_answered_when_the_channel_ends():
+    it = Rig()
+    half = b"x" * (BUFFERED // 2)
+    it.wire.room.clear()
+    publishes = it.publish(5, half)
+    await turns()
+    assert it.wire.published() == 2
+    publishes += it.publish(1, half)
+    await turns()
+    assert it.wire.published() == 2
+    it.wire.room.set()
+    await turns()
+    assert it.wire.published() == 6
+    it.wire.room.clear()
+    publishes += it.publish(4, half)
+    publishes[-1].cancel()
+    await turns()
+    assert it.wire.published() == 8
+    it.channel.end("told to")
+    assert answers(publishes[:-1]) == [UNKNOWN] * 9
+    await turns()
+    assert it.wire.published() == 8
+
+
+async def test_publishes_of_one_turn_of_the_loop_leave_in_one_write(monkeypatch):
+    it = Rig()
+    writes: list[bytes] = []
+    monkeypatch.setattr(it.wire, "write", writes.append)
+    it.publish(3)
+    await turns()
+    it.publish(2)
+    await turns()
+    assert [len(frames_of(data)) for data in writes] == [9, 6]
+
+
+async def test_a_connection_that_breaks_while_publishes_wait_for_room_answers_all(monkeypatch):
+    it = Rig()
+
+    async def broken() -> None:
+        raise ConnectionResetError("gone")
+
+    monkeypatch.setattr(it.wire, "drain", broken)
+    it.wire.waiting = BUFFERED + 1
+    publishes = it.publish(3)
+    await turns()
+    assert answers(publishes) == [UNKNOWN] * 3
+    assert len(it.failures) == 1
+
+
+async def test_a_publish_on_a_closed_connection_is_answered(monkeypatch):
+    it = Rig()
+
+    def closed(_: bytes) -> None:
+        raise RuntimeError("the handler is closed")
+
+    publishes = it.publish()
+    await turns()
+    monkeypatch.setattr(it.wire, "write", closed)
+    publishes += it.publish(2)
+    await turns()
+    assert answers(publishes) == [UNKNOWN] * 3
+    assert it.failures == ["a publish failed: RuntimeError the handler is closed"]
+
+
+async def test_a_cancelled_publish_that_was_not_sent_never_is_and_takes_no_number():
+    it = Rig()
+    it.wire.room.clear()
+    it.wire.waiting = BUFFERED + 1
+    publishes = it.publish(3)
+    publishes[1].cancel()
+    it.wire.room.set()
+    await turns()
+    await it.wire.answer(Basic.Ack(2))
+    assert answers([publishes[0], publishes[2]]) == [None, TAKEN]
+
+
+async def test_what_is_not_answered_in_time_ends_the_channel():
+    it = Rig(0.05)
+    publishes = it.publish(2)
+    await asyncio.wait(publishes, timeout=5)
+    assert answers(publishes) == [UNKNOWN] * 2
+    assert it.failures == ["a publish was not confirmed in time"]
+
+
+async def test_nothing_is_late_while_the_broker_is_blocked():
+    it = Rig(0.05)
+    it.blocked = True
+    publishes = it.publish(2)
+    done, _ = await asyncio.wait(publishes, timeout=0.3)
+    assert not done
+    it.blocked = False
+    await it.wire.answer(Basic.Ack(1))
+    await asyncio.wait(publishes, timeout=5)
+    assert answers(publishes) == [TAKEN, UNKNOWN]
+
+
+async def test_a_publish_that_nobody_waits_for_any_longer_is_not_late():
+    it = Rig(0.05)
+    [publish] = it.publish()
+    await turns()
+    publish.cancel()
+    await asyncio.sleep(0.2)
+    assert not it.failures
+    await it.wire.answer(Basic.Ack(1))
+    assert publish.cancelled()
+
+
+async def test_what_cannot_be_encoded_ends_the_channel():
+    it = Rig()
+    publishes = it.publish()
+    [bad] = [it.channel.publish("x" * 256, "", b"", Basic.Properties())]
+    assert answers([*publishes, bad]) == [UNKNOWN, UNKNOWN]
+    assert "exchange" in it.failures[0]
