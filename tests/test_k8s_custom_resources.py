@@ -6,6 +6,7 @@ and the definitions themselves, where CRDS names folders that hold them (separat
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -134,8 +135,13 @@ def test_every_user_has_one_permission_and_credentials_that_the_readme_tells_of(
     users = {user["metadata"]["name"]: user["spec"] for user in of_kind(production, "User")}
     permitted = [spec["userReference"]["name"] for spec in _specs(production, "Permission")]
     assert sorted(permitted) == sorted(users)
+    # The topology operator refuses, from 1.20 on, credentials in a Secret without this label.
+    [labelled] = re.findall(
+        r"label secret (.*) rabbitmq\.com/topology-operator=true$", readme, re.MULTILINE
+    )
     for spec in users.values():
         assert f"`{spec['importCredentialsSecret']['name']}`" in readme
+        assert spec["importCredentialsSecret"]["name"] in labelled.split()
     for spec in _specs(production, "Permission"):
         assert spec["permissions"]["configure"] == "^$"
 
