@@ -36,8 +36,8 @@ soak: venv
 	.venv/bin/python -m tests.faults.soak $(ARGS)
 
 test-image: venv
-	@.ci/system-packages rabbitmq buildah debootstrap
-	TEST_IMAGE=1 .venv/bin/pytest tests/test_image.py -s $(ARGS)
+	@.ci/system-packages rabbitmq buildah mmdebstrap
+	TEST_IMAGE=1 .venv/bin/pytest tests/test_image.py -s -rs $(ARGS)
 
 lint: venv
 	.venv/bin/ruff check

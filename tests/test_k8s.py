@@ -14,12 +14,10 @@ import service
 from service.broker.connection import CLOSE_TIMEOUT
 from service.settings import PREFIX, Settings, known_names, unknown_names
 from tests.certificates import Authority
-from tests.tools import manifests
+from tests.tools import custom_resources, manifests
 from tests.tools.manifests import BROKER_TLS, HPA, KEDA, Manifest, environment, named, pod_of
 
 KUBERNETES_VERSIONS = ("1.29", "1.33", "1.37")
-OWN_API_GROUPS = ("rabbitmq.com", "keda.sh")
-"""Of the operators: Kubernetes has no schemas for them, test_k8s_custom_resources.py does what can be done."""
 
 RENDERINGS = ("base", "overlays/dev", "overlays/production", "production-hpa", "production-tls")
 DISPATCHER = "webhook-dispatcher"
@@ -80,7 +78,7 @@ def container(pod) -> Manifest:
 @pytest.mark.parametrize("version", KUBERNETES_VERSIONS)
 def test_kubernetes_takes_it(everything, version):
     for manifest in everything:
-        if manifest["apiVersion"].split("/")[0] not in OWN_API_GROUPS:
+        if manifest["apiVersion"].split("/")[0] not in custom_resources.GROUPS:
             kubernetes_validate.validate(manifest, version, strict=True)
 
 
@@ -303,7 +301,7 @@ def test_dev_needs_nothing_that_it_does_not_bring(dev):
     for workload in manifests.workloads(dev):
         for kind, name, _ in manifests.referred(pod_of(workload)):
             assert (kind, name) in there
-    assert {m["apiVersion"].split("/")[0] for m in dev}.isdisjoint(OWN_API_GROUPS)
+    assert {m["apiVersion"].split("/")[0] for m in dev}.isdisjoint(custom_resources.GROUPS)
 
 
 def test_dev_leads_from_broker_to_receiver(dev):

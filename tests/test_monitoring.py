@@ -21,6 +21,7 @@ import click
 import pytest
 import yaml
 
+from service.catalogue import CATALOGUE
 from service.cli import cli
 from tests.monitoring import alloy, files, loki, scenarios
 from tests.monitoring.loki import NANOS, Entry
@@ -75,7 +76,11 @@ def collected(run, engine) -> list[Entry]:
     return loki.through(PIPELINE, [as_read(line) for line in run.lines])
 
 
-# Nothing is said that the catalogue does not have
+# Nothing is said that the catalogue does not have, and the catalogue has nothing that is never said
+
+
+def test_a_real_run_has_every_line_of_the_catalogue(run):
+    assert {line.message for line in run.lines} | MADE_UP == {event.name for event in CATALOGUE}
 
 
 def test_a_real_run_has_every_line_that_alerts_look_for(run):

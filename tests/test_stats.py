@@ -405,6 +405,15 @@ def test_a_window_too_low_leaves_out_targets_first_and_says_so() -> None:
     assert [one.split()[0] for one in lower[1:]] == ["s0", "s1", "(18"]
 
 
+def test_a_window_too_low_for_all_subscriptions_shows_those_where_the_most_went_wrong() -> None:
+    lines = [attempt(f"s{number}", "u") for number in range(9)]
+    lines += [attempt("s5", "u", decision="retry")] * 2
+    lines.append(line("target.ejected", subscription_id="s8", target="u"))
+    lines.append(dead("s2"))
+    shown = fitting(list(taken(*lines).rows()), 120, 5)
+    assert [one.split()[0] for one in shown[1:]] == ["s2", "s5", "s8", "(15"]
+
+
 @given(st.lists(st.integers(0, 60), max_size=40), st.data())
 def test_blocks_may_be_cut_anywhere(lengths: list[int], data: st.DataObject) -> None:
     whole = b"\n".join(b"x" * length for length in lengths)

@@ -4,6 +4,7 @@ From 80 columns on no line is wider than asked for, and none holds a character t
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -47,11 +48,13 @@ def table(rows: Iterable[Row], width: int) -> Iterator[str]:
 
 
 def fitting(rows: Sequence[Row], width: int, height: int) -> list[str]:
-    """Return as much of the table as fits: without the targets, then without the last rows."""
+    """Return as much of the table as fits: without the targets, then without the subscriptions that do best."""
     if 1 + len(rows) + sum(map(_has_error, rows)) <= height:
         return list(table(rows, width))
     whole = [row for row in rows if row.target is None]
-    shown = whole[: max(0, height - 2)]
+    worst = sorted(whole, key=_trouble, reverse=True)[: max(0, height - 2)]
+    names = {row.subscription_id for row in worst}
+    shown = [row for row in whole if row.subscription_id in names]
     left_out = f"({len(rows) - len(shown):,} rows more at the end, or in a larger window)"
     return [*table(shown, width), shortened(left_out, width)][:height]
 
@@ -116,6 +119,12 @@ def _duration(milliseconds: float | None) -> str:
 
 def _name(row: Row) -> str:
     return row.subscription_id if row.target is None else f"  {row.target}"
+
+
+def _trouble(row: Row) -> tuple[int, int]:
+    """Return what puts a subscription before others: what went wrong, then how much there was."""
+    tally, dead = row.tally, row.dead_letters or Counter()
+    return tally.attempts - tally.succeeded + tally.ejections + dead.total(), tally.attempts
 
 
 def _has_error(row: Row) -> bool:

@@ -76,10 +76,17 @@ async def real_run(amqp_url: str, folder: Path) -> Run:
             slow = await _drains_too_slowly(it)
             main, before, after = await _works(it)
             lost, workers = await _loses_a_worker(it)
+            odd = await _finds_what_is_hardly_meant(it)
             away = await _finds_no_broker(it)
     finally:
         await _clean(amqp_url, prefix, exchange)
-    pods = {"dispatcher-a": main, "dispatcher-b": slow, "dispatcher-c": away, "dispatcher-d": lost}
+    pods = {
+        "dispatcher-a": main,
+        "dispatcher-b": slow,
+        "dispatcher-c": away,
+        "dispatcher-d": lost,
+        "dispatcher-e": odd,
+    }
     lines = [
         Line(raw, told, pod)
         for pod, dispatcher in pods.items()
@@ -163,6 +170,19 @@ async def _loses_a_worker(it: Station) -> tuple[Dispatcher, str]:
     page = (await dispatcher.get("/metrics"))[1]
     assert await dispatcher.stop() == 0
     return dispatcher, page
+
+
+async def _finds_what_is_hardly_meant(it: Station) -> Dispatcher:
+    picky = subscription("picky", "http://127.0.0.1:1/x", filter="data.missing == 1")
+    drained = subscription(
+        "drained", {"url": "http://127.0.0.1:1/x", "weight": 0}, event_types=["a"]
+    )
+    dispatcher = await it.dispatcher(picky, drained, LOG_LEVEL="debug", LOGLEVEL="debug")
+    await _publish(it, "order.shipped", 1)
+    await dispatcher.line("filter.failed")
+    await dispatcher.line("event.unmatched")
+    assert await dispatcher.stop() == 0
+    return dispatcher
 
 
 async def _finds_no_broker(it: Station) -> Dispatcher:
