@@ -9,6 +9,7 @@
     cost        CPU time and throughput of a delivery, interleaved with the bare loops'
     latency     from publish to arrival, at half load
     detours     what a delivery costs that fails once, or finds its target saturated
+    workers     what a second worker adds
     scale       100,000 subscriptions
     reload      a change of one of them: its pause, and how long it takes
     isolation   what the healthy get while others are sick

@@ -12,7 +12,7 @@ class Plan:
     """Sizes of the measurements; `idle` and `latency` in seconds.
 
     `pairs` is how often dispatcher and bare loops take turns, `deliveries` what each does in one turn
-    after `warm_up` deliveries that do not count; both are multiples of a hundred.  `detours` are the
+    after `warm_up` deliveries that do not count; both are multiples of a hundred, and workers take as many.  `detours` are the
     deliveries that fail once, and those whose target is busy.  `reloads` are the changes of the file of
     very many subscriptions.  Isolation: `well` are the seconds before, `ill` those of each number of `sick`
     subscribers, in each of the `ways`; `backlog` is how many deliveries are put off beforehand.
