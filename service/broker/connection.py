@@ -90,8 +90,13 @@ async def open_connection(url: str, address: Address, name: str) -> AbstractConn
     )
     transport = DeliveryTransport()
     connection.kwargs["transport_factory"] = transport
-    async with asyncio.timeout(OPEN_TIMEOUT):
-        await connection.connect()
+    try:
+        async with asyncio.timeout(OPEN_TIMEOUT):
+            await connection.connect()
+    except BaseException:
+        # Nothing is open; but one that is not closed starts a task when it is freed, in whatever loop.
+        await connection.close()
+        raise
     if connection.transport is None:
         raise BrokerError("the connection closed while it was being opened")
     opened = connection.transport.connection
