@@ -15,21 +15,20 @@ from tests.faults.play import Row, play
 from tests.faults.scenarios import ALL
 from tests.faults.scenarios.base import Scenario
 from tests.faults.scenarios.broker import NodeKilled
-from tests.faults.scenarios.connection import ChannelClosed, ConsumerCancelled, Cut, HalfOpen
-from tests.faults.scenarios.dispatcher import (
-    KilledAfterConfirm,
-    KilledAnyTime,
-    KilledInReload,
-    OneOfTwoKilled,
-)
+from tests.faults.scenarios.connection import ChannelClosed, Cut
+from tests.faults.scenarios.dispatcher import KilledAfterConfirm, KilledAnyTime, OneOfTwoKilled
 from tests.faults.soak import soak
 from tests.faults.soak import table as soak_table
 from tests.faults.stage import HangError, Stage
 from tests.faults.table import table, verdicts
 
 SHORT = (
-    *(KilledAnyTime, KilledAfterConfirm, KilledInReload, OneOfTwoKilled),
-    *(Cut, HalfOpen, ChannelClosed, ConsumerCancelled, NodeKilled),
+    KilledAnyTime,
+    KilledAfterConfirm,
+    OneOfTwoKilled,
+    Cut,
+    ChannelClosed,
+    NodeKilled,
 )
 """What is played here, once each."""
 
