@@ -353,7 +353,7 @@ class FakeReader:
 
     def forget(self, *_: object) -> None: ...
 
-    def forget_answers(self, channel: int) -> None:
+    def forget_answers(self, channel: int, _: Answers) -> None:
         del self.answers[channel]
 
 

@@ -135,7 +135,7 @@ async def test_a_return_is_not_taken_for_the_ack_that_follows_it():
     assert answers(publishes) == [UNKNOWN, UNKNOWN]
     assert it.failures == ["'x' has no queue for a message: topology is missing"]
     assert answers(it.publish()) == [UNKNOWN]
-    assert not it.wire.reading.done() or it.wire.reading.result()  # the library saw no half message
+    assert not it.wire.reading.done()  # the library saw nothing of it
 
 
 async def test_a_closed_channel_answers_all():

@@ -94,8 +94,8 @@ async def open_connection(url: str, address: Address, name: str) -> AbstractConn
         async with asyncio.timeout(OPEN_TIMEOUT):
             await connection.connect()
     except BaseException:
-        # Nothing is open; but one that is not closed starts a task when it is freed, in whatever loop.
-        await connection.close()
+        # Else it starts a task for that when it is freed, in whatever loop.
+        await _close(connection)
         raise
     if connection.transport is None:
         raise BrokerError("the connection closed while it was being opened")
@@ -143,7 +143,7 @@ class Session:
         await asyncio.gather(_close(self.consuming), _close(self.publishing))
 
 
-async def _close(connection: AbstractConnection) -> None:
+async def _close(connection: AbstractConnection | aio_pika.Connection) -> None:
     with suppress(BrokerError), broker_errors():
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await connection.close()

@@ -117,9 +117,10 @@ class DeliveryReader:
             self.bounds.pop(channel, None)
             self._partial.pop(channel, None)
 
-    def forget_answers(self, channel: int) -> None:
-        """Let go of a channel that is not published on any more."""
-        del self.answers[channel]
+    def forget_answers(self, channel: int, answers: Answers) -> None:
+        """Let go of a channel that is closed, unless its number has other answers by now."""
+        if self.answers.get(channel) is answers:
+            del self.answers[channel]
 
     def at_eof(self) -> bool:
         """Tell whether nothing more will come."""

@@ -82,7 +82,7 @@ class PublishChannel:
         self.ended = ""
         """Why nothing more is published here."""
         self._reader.answers[self._number] = self
-        channel.closing.add_done_callback(lambda _: self.end("the channel closed before a confirm"))
+        channel.closing.add_done_callback(self._closed)
 
     def publish(
         self, exchange: str, routing_key: str, body: bytes, properties: Basic.Properties
@@ -129,8 +129,6 @@ class PublishChannel:
         if self._is_ended:
             return
         self._is_ended, self.ended = True, reason
-        if self._reader.answers.get(self._number) is self:
-            self._reader.forget_answers(self._number)
         if self._timer is not None:
             self._timer.cancel()
         if self._sending is not None:
@@ -140,6 +138,11 @@ class PublishChannel:
                 publish.answer.set_result(Answer.UNKNOWN)
         self._unanswered.clear()
         self._unsent.clear()
+
+    def _closed(self, _: "asyncio.Future[object]") -> None:
+        # Not before: what the broker still says of publishes is nothing that the library would know of.
+        self._reader.forget_answers(self._number, self)
+        self.end("the channel closed before a confirm")
 
     def _flush(self) -> None:
         self._is_due = False
