@@ -8,11 +8,12 @@ import pika  # type: ignore[import-untyped]
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.broker.connection import UNROUTED_POLL
 from service.broker.topology import POISON_LIMIT
 from service.metrics import Metrics
 from service.publish import Publisher
 from service.states import Health
-from tests.dispatcher import Station, station, subscription
+from tests.dispatcher import Dispatcher, Station, station, subscription
 from tests.receivers import Answer, Recorder
 
 
@@ -140,22 +141,27 @@ def _nobody_settles(amqp_url: str, queue: str) -> None:
     connection.close()
 
 
+async def _waiting_is_told(dispatcher: Dispatcher, *, rejected: int) -> None:
+    """Wait until the page says that so many rejected events wait, and no dead letters."""
+
+    async def told_so() -> bool:
+        told = values((await dispatcher.get("/metrics"))[1])
+        told_here = [told.get(f"{what}_waiting") for what in ("rejected_events", "dead_letters")]
+        return told_here == [rejected, 0]
+
+    await dispatcher.until(told_so, seconds=2 * UNROUTED_POLL)
+
+
 async def test_what_the_broker_itself_parks_is_told_though_no_dispatcher_rejected_it(it: Station):
     wanted = subscription("s", "http://127.0.0.1:1/")
     first = await it.dispatcher(wanted)
-    told = values((await first.get("/metrics"))[1])
-    assert told["rejected_events_waiting"] == told["dead_letters_waiting"] == 0
+    await _waiting_is_told(first, rejected=0)
     assert await first.stop() == 0
     async with Publisher(it.amqp_url, it.exchange) as publisher:
         await publisher.publish("order.shipped", {})
     await asyncio.to_thread(_nobody_settles, it.amqp_url, f"{it.prefix}.intake")
     second = await it.dispatcher(wanted)
-
-    async def known() -> bool:
-        told = values((await second.get("/metrics"))[1])
-        return told.get("rejected_events_waiting") == 1
-
-    await second.until(known)
+    await _waiting_is_told(second, rejected=1)
     assert await second.stop() == 0
     assert not second.of("event.rejected")
     [parked] = await it.parked("rejected")
