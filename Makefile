@@ -25,7 +25,7 @@ demo: .venv/.installed
 
 test: venv
 	@.ci/system-packages rabbitmq nginx webhook kubectl promtool faketime
-	.venv/bin/pytest $(ARGS)
+	.venv/bin/pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 test-faults: venv
 	@.ci/system-packages rabbitmq

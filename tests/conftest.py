@@ -4,6 +4,7 @@ import os
 import signal
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pika  # type: ignore[import-untyped]
 import pytest
@@ -13,7 +14,7 @@ from service.rabbitmq import PrivateBroker
 _QUEUES = ("intake", "deliveries", "dead", "rejected", "unrouted")
 _DELAY_LEVELS = 17
 _BROKER_LOG_SHOWN = 20_000  # characters
-_BROKER_LOG = pytest.StashKey[str]()
+_BROKER_LOGS = pytest.StashKey[list[str]]()
 
 
 def pytest_configure() -> None:
@@ -31,7 +32,7 @@ class ForeignBroker:
 
 @pytest.fixture(scope="session")
 def broker(request: pytest.FixtureRequest) -> Iterator[PrivateBroker | ForeignBroker]:
-    """A RabbitMQ for the whole run: the one at AMQP_URL, else a private node.
+    """A RabbitMQ for the whole run: the one at AMQP_URL, else a private node of each test process.
 
     When tests have failed, the end of the node's own log goes to the terminal: it may tell why.
     """
@@ -41,16 +42,31 @@ def broker(request: pytest.FixtureRequest) -> Iterator[PrivateBroker | ForeignBr
     with PrivateBroker() as private:
         yield private
         if request.session.testsfailed:
-            request.config.stash[_BROKER_LOG] = private.output[-_BROKER_LOG_SHOWN:]
+            _keep(request.config, private.output[-_BROKER_LOG_SHOWN:])
+
+
+def _keep(config: pytest.Config, log: str) -> None:
+    """Have a log shown at the end, by the process that owns the terminal."""
+    if hasattr(config, "workeroutput"):  # pytest-xdist carries it over from a process of its own
+        config.workeroutput["broker_log"] = log
+    else:
+        config.stash.setdefault(_BROKER_LOGS, []).append(log)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a test process that has ended wants shown."""
+    if log := getattr(node, "workeroutput", {}).get("broker_log"):
+        _keep(node.config, log)
 
 
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Show what the broker said of a run that failed."""
-    if told := config.stash.get(_BROKER_LOG, ""):
+    for log in config.stash.get(_BROKER_LOGS, []):
         terminalreporter.section("the broker's log")
-        terminalreporter.write_line(told)
+        terminalreporter.write_line(log)
 
 
 @pytest.fixture
