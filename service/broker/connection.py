@@ -206,8 +206,6 @@ class Broker:
     async def stop_consuming(self) -> None:
         """Take no more messages, and go on publishing and acking."""
         self._stopping = True
-        if self._session is None:
-            return
         for lane in self._lanes:
             with suppress(BrokerError), broker_errors():
                 async with asyncio.timeout(CLOSE_TIMEOUT):
@@ -274,8 +272,7 @@ class Broker:
             channel.on_consumer_cancel_callbacks.add(
                 lambda _: session.fail("the broker cancelled a consumer: its queue is gone")
             )
-            if not self._stopping:
-                await lane.consume(channel, session.fail)
+            await lane.consume(channel, session.fail)
 
     async def _guard(self, session: Session, watch: Callable[[Session], Awaitable[None]]) -> None:
         try:

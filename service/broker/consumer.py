@@ -209,6 +209,7 @@ class Lane:
         self._channel: AbstractChannel | None = None
         self._consumer_tag: str | None = None
         self._settler: Settler | None = None
+        self._stopped = False
 
     @property
     def in_flight(self) -> int:
@@ -216,7 +217,9 @@ class Lane:
         return len(self._tasks) + len(self._waiting)
 
     async def consume(self, channel: AbstractChannel, on_failure: Callable[[str], None]) -> None:
-        """Start to consume on a fresh channel."""
+        """Start to consume on a fresh channel, unless the lane was stopped."""
+        if self._stopped:
+            return
         settler = Settler(channel, on_failure)
         self._channel, self._settler = channel, settler
         self._consumer_tag = await consume(
@@ -226,6 +229,8 @@ class Lane:
             self.prefetch,
             self._largest,
         )
+        if self._stopped:  # meanwhile: there was nothing to cancel yet
+            await self.stop()
 
     def abandon(self) -> None:
         """Forget the channel: it is gone, and what came over it will come again."""
@@ -235,7 +240,8 @@ class Lane:
         self._channel = self._settler = self._consumer_tag = None
 
     async def stop(self) -> None:
-        """Ask for no more messages; what has begun goes on, what has not is left to others."""
+        """Ask for no more messages, for good; what has begun goes on, what has not is left to others."""
+        self._stopped = True
         self._waiting.clear()
         if self._channel is not None and self._consumer_tag is not None:
             await self._channel.basic_cancel(self._consumer_tag)
@@ -266,6 +272,8 @@ class Lane:
             left_out=delivered.left_out,
         )
         settler.opened(message.tag)
+        if self._stopped:  # left unsettled: others get it when this connection ends
+            return
         # After a reconnect the work of the old channel may still be under way: the bound covers both.
         if len(self._tasks) < self.prefetch:
             self._start(message)
