@@ -38,6 +38,8 @@ DEFAULT_SOURCE: Final = "/webhook-dispatcher/publish"
 _PERSISTENT: Final = 2
 _CLOSE_TIMEOUT: Final = 3.0
 _DROP_TIMEOUT: Final = 0.2
+_RENEW_EVERY: Final = 1.0
+"""Seconds between two channels that are opened because a queue refused an event."""
 _UNKNOWN: Final = "the event may have been taken or not: publish it again with the same id"
 
 
@@ -69,6 +71,10 @@ class Publisher:
         self._opening = asyncio.Lock()
         self._connection: AbstractConnection | None = None
         self._channel: AbstractChannel | None = None
+        self._opened = 0.0
+        self._refused = False
+        self._publishing: set[asyncio.Task[Any]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         await self._ready()
@@ -143,12 +149,14 @@ class Publisher:
                 mandatory=True,
             )
         )
+        self._publishing.add(publishing)
+        publishing.add_done_callback(self._publishing.discard)
         try:
             done, _ = await asyncio.wait([publishing], timeout=self._timeout)
         finally:
             publishing.cancel()
         if done:
-            self._judge(publishing, message.routing_key)
+            self._judge(publishing, channel, message.routing_key)
             return
         await self._close(_DROP_TIMEOUT)
         raise BrokerError(
@@ -156,7 +164,9 @@ class Publisher:
             f" {_UNKNOWN}"
         )
 
-    def _judge(self, publishing: "asyncio.Task[Any]", routing_key: str) -> None:
+    def _judge(
+        self, publishing: "asyncio.Task[Any]", channel: AbstractChannel, routing_key: str
+    ) -> None:
         """Return where the broker has the event, raise what else became of it."""
         if publishing.cancelled():
             raise BrokerError(f"the connection closed before the confirm: {_UNKNOWN}")
@@ -169,6 +179,7 @@ class Publisher:
                     " the event was not kept; start the dispatcher, or check its bindings"
                 )
             case DeliveryError():
+                self._refused = self._refused or channel is self._channel
                 raise BrokerError("a queue refused the event (it is full or cannot be written now)")
             case ChannelNotFoundEntity():
                 raise self._missing()
@@ -181,19 +192,43 @@ class Publisher:
             if self._channel is None or self._channel.is_closed:
                 await self.close()
                 self._channel = await self._open()
+            elif self._refused and self._connection and _now() - self._opened > _RENEW_EVERY:
+                await self._renew(self._connection, self._channel)
             return self._channel
+
+    async def _renew(self, connection: AbstractConnection, refused: AbstractChannel) -> None:
+        """Go on with another channel, and close the one that refused once nothing is under way on it.
+
+        RabbitMQ 3.10 refuses whatever comes over a channel whose first publish found a quorum queue
+        without its leader, also long after another node leads it, until the old leader is back.
+        """
+        under_way = set(self._publishing)
+        self._channel = await self._new_channel(connection)
+        closing = asyncio.create_task(_close_after(refused, under_way))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     async def _open(self) -> AbstractChannel:
         self._connection = connection = await self._connect()
         try:
             async with asyncio.timeout(self._timeout):
                 await self._find_exchange(connection)
-                return await connection.channel(publisher_confirms=True, on_return_raises=True)
         except TROUBLE as error:
             await self.close()
             if isinstance(error, BrokerError):
                 raise
             raise BrokerError(f"the broker gave no channel: {_text(error)}") from error
+        return await self._new_channel(connection)
+
+    async def _new_channel(self, connection: AbstractConnection) -> AbstractChannel:
+        try:
+            async with asyncio.timeout(self._timeout):
+                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+        except TROUBLE as error:
+            await self.close()
+            raise BrokerError(f"the broker gave no channel: {_text(error)}") from error
+        self._opened, self._refused = _now(), False
+        return channel
 
     async def _connect(self) -> AbstractConnection:
         failures = []
@@ -233,6 +268,18 @@ class Publisher:
         return TopologyError(
             f"the exchange {self._exchange!r} does not exist: start the dispatcher, which declares it"
         )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def _close_after(channel: AbstractChannel, publishing: set["asyncio.Task[Any]"]) -> None:
+    if publishing:
+        await asyncio.wait(publishing)
+    with suppress(*TROUBLE):
+        async with asyncio.timeout(_CLOSE_TIMEOUT):
+            await channel.close()
 
 
 def _properties(message: Incoming) -> Basic.Properties:

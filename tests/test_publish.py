@@ -202,6 +202,36 @@ async def test_a_full_queue_refuses_the_event(
         channel.queue_delete(full)
 
 
+async def test_after_a_refusal_another_channel_is_used_and_what_is_under_way_keeps_its_own(
+    amqp_url: str, channel: BlockingChannel, exchange: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.publish._RENEW_EVERY", 0.0)
+    full = f"{exchange}-full"
+    channel.queue_declare(full, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    channel.queue_bind(full, exchange, "#")
+    try:
+        async with Publisher(amqp_url, exchange) as publisher:
+            await publisher.publish("order.created", {})
+            refusing = publisher._channel
+            assert refusing is not None
+            with pytest.raises(BrokerError, match="refused"):
+                await publisher.publish("order.created", {})
+            channel.queue_purge(full)
+            under_way = asyncio.create_task(asyncio.sleep(3600))
+            publisher._publishing.add(under_way)
+            await publisher.publish("order.created", {})
+            assert publisher._channel is not refusing
+            assert not refusing.is_closed
+            under_way.cancel()
+            [closing] = publisher._closing
+            await closing
+            assert refusing.is_closed
+            channel.queue_purge(full)
+            await publisher.publish("order.created", {})
+    finally:
+        channel.queue_delete(full)
+
+
 async def test_a_broker_that_is_away_is_an_error_without_the_password() -> None:
     urls = ["amqp://user:sesame@127.0.0.1:1/", "amqp://user:sesame@127.0.0.1:2/"]
     with pytest.raises(BrokerError, match=r"127\.0\.0\.1:1: .*; 127\.0\.0\.1:2: ") as caught:

@@ -25,7 +25,7 @@ import orjson
 from service.errors import BrokerError
 from tests.faults.ledger import Account
 from tests.faults.node import FaultyNode
-from tests.faults.play import READ_TIMEOUT, START_TIMEOUT
+from tests.faults.play import START_TIMEOUT
 from tests.faults.replica import Replica
 from tests.faults.scenarios import broker, connection, dispatcher
 from tests.faults.scenarios.base import Scenario, Times
@@ -39,6 +39,8 @@ WARM: Final = 0.25
 MEMORY_GROWTH: Final = 1.10
 """By how much the last quarter's memory may exceed the second's: the allocator's breath, no leak."""
 SPARE_DESCRIPTORS: Final = 16
+READ_TIMEOUT: Final = 900.0
+"""Seconds in which what an hour leaves in the queues is read: some ten thousand dead letters."""
 
 
 class ReceiversSlow(Scenario):
