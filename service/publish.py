@@ -29,7 +29,7 @@ from pamqp.commands import Basic
 from pamqp.common import FieldTable
 from yarl import URL
 
-from service.broker.connection import TROUBLE, Address, open_connection
+from service.broker.connection import TROUBLE, Address, broker_errors, open_connection
 from service.core.decode import Incoming
 from service.core.encode import DEFAULT_MAX_BYTES, encode
 from service.errors import BrokerError, TopologyError
@@ -73,7 +73,7 @@ class Publisher:
         self._channel: AbstractChannel | None = None
         self._opened = 0.0
         self._refused = False
-        self._publishing: set[asyncio.Task[Any]] = set()
+        self._publishing: set[asyncio.Future[Any]] = set()
         self._closing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
@@ -189,46 +189,49 @@ class Publisher:
     async def _ready(self) -> AbstractChannel:
         """Return the channel, of a new connection where there is none or it was lost."""
         async with self._opening:
-            if self._channel is None or self._channel.is_closed:
+            if self._connection is None or self._channel is None or self._channel.is_closed:
                 await self.close()
                 self._channel = await self._open()
-            elif self._refused and self._connection and _now() - self._opened > _RENEW_EVERY:
-                await self._renew(self._connection, self._channel)
+            elif self._refused and _now() - self._opened > _RENEW_EVERY:
+                self._channel = await self._another(self._connection, self._channel)
+            else:
+                return self._channel
+            self._opened, self._refused = _now(), False
             return self._channel
 
-    async def _renew(self, connection: AbstractConnection, refused: AbstractChannel) -> None:
-        """Go on with another channel, and close the one that refused once nothing is under way on it.
+    async def _another(
+        self, connection: AbstractConnection, refused: AbstractChannel
+    ) -> AbstractChannel:
+        """Return another channel; the one that refused is closed once nothing is under way on it.
 
         RabbitMQ 3.10 refuses whatever comes over a channel whose first publish found a quorum queue
         without its leader, also long after another node leads it, until the old leader is back.
         """
         under_way = set(self._publishing)
-        self._channel = await self._new_channel(connection)
+        try:
+            # The connection is an old one: that it dies meanwhile must not pass for a cancellation.
+            with broker_errors():
+                async with asyncio.timeout(self._timeout):
+                    channel = await _new_channel(connection)
+        except BrokerError:
+            await self.close()
+            raise
         closing = asyncio.create_task(_close_after(refused, under_way))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
+        return channel
 
     async def _open(self) -> AbstractChannel:
         self._connection = connection = await self._connect()
         try:
             async with asyncio.timeout(self._timeout):
                 await self._find_exchange(connection)
+                return await _new_channel(connection)
         except TROUBLE as error:
             await self.close()
             if isinstance(error, BrokerError):
                 raise
             raise BrokerError(f"the broker gave no channel: {_text(error)}") from error
-        return await self._new_channel(connection)
-
-    async def _new_channel(self, connection: AbstractConnection) -> AbstractChannel:
-        try:
-            async with asyncio.timeout(self._timeout):
-                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-        except TROUBLE as error:
-            await self.close()
-            raise BrokerError(f"the broker gave no channel: {_text(error)}") from error
-        self._opened, self._refused = _now(), False
-        return channel
 
     async def _connect(self) -> AbstractConnection:
         failures = []
@@ -274,7 +277,11 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def _close_after(channel: AbstractChannel, publishing: set["asyncio.Task[Any]"]) -> None:
+async def _new_channel(connection: AbstractConnection) -> AbstractChannel:
+    return await connection.channel(publisher_confirms=True, on_return_raises=True)
+
+
+async def _close_after(channel: AbstractChannel, publishing: set["asyncio.Future[Any]"]) -> None:
     if publishing:
         await asyncio.wait(publishing)
     with suppress(*TROUBLE):

@@ -217,12 +217,12 @@ async def test_after_a_refusal_another_channel_is_used_and_what_is_under_way_kee
             with pytest.raises(BrokerError, match="refused"):
                 await publisher.publish("order.created", {})
             channel.queue_purge(full)
-            under_way = asyncio.create_task(asyncio.sleep(3600))
+            under_way = asyncio.get_running_loop().create_future()
             publisher._publishing.add(under_way)
             await publisher.publish("order.created", {})
             assert publisher._channel is not refusing
             assert not refusing.is_closed
-            under_way.cancel()
+            under_way.set_result(None)
             [closing] = publisher._closing
             await closing
             assert refusing.is_closed
@@ -230,6 +230,27 @@ async def test_after_a_refusal_another_channel_is_used_and_what_is_under_way_kee
             await publisher.publish("order.created", {})
     finally:
         channel.queue_delete(full)
+
+
+async def test_a_connection_that_dies_while_another_channel_is_opened_is_no_cancellation(
+    amqp_url: str, channel: BlockingChannel, exchange: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(**_: object) -> None:
+        raise asyncio.CancelledError  # as the library does to whoever waits for it
+
+    monkeypatch.setattr("service.publish._RENEW_EVERY", 0.0)
+    queue = f"{exchange}-queue"
+    channel.queue_declare(queue)
+    channel.queue_bind(queue, exchange, "#")
+    try:
+        async with Publisher(amqp_url, exchange) as publisher:
+            publisher._refused = True
+            monkeypatch.setattr(publisher._connection, "channel", dies)
+            with pytest.raises(BrokerError):
+                await publisher.publish("order.created", {})
+            await publisher.publish("order.created", {})
+    finally:
+        channel.queue_delete(queue)
 
 
 async def test_a_broker_that_is_away_is_an_error_without_the_password() -> None:
