@@ -15,8 +15,8 @@ from tests.faults.play import Row, play
 from tests.faults.scenarios import ALL
 from tests.faults.scenarios.base import Scenario
 from tests.faults.scenarios.broker import NodeKilled
-from tests.faults.scenarios.connection import Cut
-from tests.faults.scenarios.dispatcher import KilledAfterConfirm, KilledAnyTime
+from tests.faults.scenarios.connection import ChannelClosed, Cut
+from tests.faults.scenarios.dispatcher import KilledAfterConfirm, KilledAnyTime, OneOfTwoKilled
 from tests.faults.soak import soak
 from tests.faults.soak import table as soak_table
 from tests.faults.stage import HangError, Stage
@@ -25,7 +25,9 @@ from tests.faults.table import table, verdicts
 SHORT = (
     KilledAnyTime,
     KilledAfterConfirm,
+    OneOfTwoKilled,
     Cut,
+    ChannelClosed,
     NodeKilled,
 )
 """What is played here, once each."""

@@ -170,8 +170,8 @@ async def until_full_weight(process: Process, subscription: Subscription) -> Non
         await asyncio.sleep(0.5)
 
 
-BACK_AT = [HOUR + offset for offset in (0.0, 13.0)]
-"""Where in a window an outage ends: at its beginning, and while a probe hangs."""
+BACK_AT = [HOUR + offset for offset in (0.0, 7.0, 13.0, 22.0)]
+"""Wherever in a window an outage ends, and while a probe hangs."""
 
 
 @pytest.mark.parametrize("back_at", BACK_AT)
