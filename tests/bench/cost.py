@@ -78,9 +78,9 @@ class BareConsumer:
     queue: str
     feed: Feed
 
-    async def publish(self) -> None:
+    def publish(self) -> None:
         """Publish one event for it."""
-        await self.feed.publish("", self.queue, "bare")
+        self.feed.publish("", self.queue, "bare")
 
     def contender(self, fan_out: int) -> Contender:
         """Return it as one that takes part in turns."""

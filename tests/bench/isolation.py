@@ -174,7 +174,6 @@ class Load:
     def __init__(self, it: Station, rate: float) -> None:
         self._station = it
         self._rate = rate
-        self._unconfirmed: set[asyncio.Future[None]] = set()
         self._turn = 0
 
     @asynccontextmanager
@@ -185,7 +184,8 @@ class Load:
             yield
         finally:
             task.cancel()
-            await asyncio.gather(task, *self._unconfirmed, return_exceptions=True)
+            await asyncio.gather(task, return_exceptions=True)
+            await self._station.feed.confirmed()
 
     async def burst(self, sick: int, count: int) -> None:
         """Publish so many events to the first few, as fast as the broker takes them."""
@@ -206,13 +206,9 @@ class Load:
             await asyncio.sleep(_TICK)
 
     async def _publish_one(self, subscriber: int) -> None:
-        while len(self._unconfirmed) >= _MOST_UNCONFIRMED:
-            await asyncio.wait(self._unconfirmed, return_when=asyncio.FIRST_COMPLETED)
         it = self._station
-        told = it.feed.publish(it.exchange, EVENT_TYPE, _tenant(subscriber))
-        publishing = asyncio.ensure_future(told)
-        self._unconfirmed.add(publishing)
-        publishing.add_done_callback(self._unconfirmed.discard)
+        it.feed.publish(it.exchange, EVENT_TYPE, _tenant(subscriber))
+        await it.feed.confirmed(but=_MOST_UNCONFIRMED)
 
 
 async def measure_isolation(url: str, feed: Feed, plan: Plan, tell: Tell) -> Isolation:

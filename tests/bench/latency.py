@@ -6,12 +6,13 @@ notes how old it is when the request has come.  Publisher and receiver share a c
 
 import asyncio
 import statistics
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import orjson
 
+from tests.bench.events import Feed
 from tests.bench.processes import MeasuringError
 from tests.bench.receiver import Receiver
 
@@ -31,20 +32,21 @@ class Latency:
 
 
 async def measure_latency(
-    publish: Callable[[], Awaitable[None]], receiver: Receiver, rate: float, seconds: float
+    feed: Feed, publish: Callable[[], None], receiver: Receiver, rate: float, seconds: float
 ) -> Latency:
-    """Publish at a rate for so long, and return how long the events took."""
-    await _arrive(publish, receiver, rate, _WARM_UP)
-    delays = await _arrive(publish, receiver, rate, seconds)
+    """Have the feed publish at a rate for so long, and return how long the events took."""
+    await _arrive(feed, publish, receiver, rate, _WARM_UP)
+    delays = await _arrive(feed, publish, receiver, rate, seconds)
     cuts = statistics.quantiles(delays, n=100)
     return Latency(rate, 1000 * cuts[49], 1000 * cuts[98])
 
 
 async def _arrive(
-    publish: Callable[[], Awaitable[None]], receiver: Receiver, rate: float, seconds: float
+    feed: Feed, publish: Callable[[], None], receiver: Receiver, rate: float, seconds: float
 ) -> list[float]:
     before = await receiver.count()
     published = await _at_rate(publish, rate, seconds)
+    await feed.confirmed()
     await receiver.taken(before + published, _PATIENCE)
     delays: list[float] = orjson.loads(await receiver.get("/delays"))
     if len(delays) != published:
@@ -52,16 +54,14 @@ async def _arrive(
     return delays
 
 
-async def _at_rate(publish: Callable[[], Awaitable[None]], rate: float, seconds: float) -> int:
+async def _at_rate(publish: Callable[[], None], rate: float, seconds: float) -> int:
     """Publish without waiting for one confirm before the next; returns how many."""
     loop = asyncio.get_running_loop()
     count = max(_FEWEST, int(rate * seconds))
-    publishing = []
     start = loop.time()
     for number in range(count):
         wait = start + number / rate - loop.time()
         if wait > 0:
             await asyncio.sleep(wait)
-        publishing.append(asyncio.ensure_future(publish()))
-    await asyncio.gather(*publishing)
+        publish()
     return count

@@ -152,10 +152,14 @@ def _cost_rows(turns: Turns, fan_out: int) -> list[Row]:
 async def _latency(it: Station, small: Receiver, rate: float, plan: Plan) -> list[Row]:
     feeding: Feed = it.feed
     ours = await measure_latency(
-        lambda: feeding.publish(it.exchange, EVENT_TYPE, "arrivals"), small, rate, plan.latency
+        feeding,
+        lambda: feeding.publish(it.exchange, EVENT_TYPE, "arrivals"),
+        small,
+        rate,
+        plan.latency,
     )
     async with bare_consumer(it, AIO_PIKA, small.url("/arrivals"), 1) as bare:
-        theirs = await measure_latency(bare.publish, small, rate, plan.latency)
+        theirs = await measure_latency(feeding, bare.publish, small, rate, plan.latency)
     return _latency_rows(ours, theirs)
 
 
