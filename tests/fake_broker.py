@@ -45,11 +45,12 @@ from pamqp.header import ContentHeader
 from service.broker import connection, parked
 from service.broker.connection import Address, Broker
 from service.broker.consumer import Lane
-from service.broker.deliveries import Answers, Delivered, DeliveryTransport, properties, register
+from service.broker.deliveries import Answers, Delivered, DeliveryTransport, register
 from service.broker.outbox import Outbox
 from service.broker.publisher import Publisher
 from service.broker.topology import Binding, Exchange, Topology, topology
 from service.broker.topology import Queue as WantedQueue
+from service.broker.wire import properties
 from service.budget import Budget
 from service.core.delivery import Forbidden, Outcome
 from service.core.subscription import Subscription, Target

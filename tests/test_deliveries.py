@@ -15,7 +15,8 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from service.broker.deliveries import UNDECODABLE, Delivered, DeliveryReader, properties
+from service.broker.deliveries import Delivered, DeliveryReader
+from service.broker.wire import UNDECODABLE, properties
 
 
 def delivery(

@@ -1,9 +1,11 @@
 """Publishes past the library: every one is answered once, whatever the broker or the network does."""
 
 import asyncio
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pamqp import frame
@@ -12,13 +14,8 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from service.broker.deliveries import DeliveryReader, DeliveryTransport, register
-from service.broker.publishes import (
-    BUFFERED,
-    Answer,
-    PublishChannel,
-    body_frames,
-    head_frames,
-)
+from service.broker.publishes import BUFFERED, Answer, PublishChannel
+from service.broker.wire import UNDECODABLE, body_frames, head_frames, properties
 
 
 def frames_of(data: bytes) -> list[tuple[int, Any]]:
@@ -41,6 +38,68 @@ def test_a_publish_is_whole_frames_of_the_size_that_the_broker_takes(body, large
     assert (header.body_size, header.properties) == (len(body), told)
     assert b"".join(piece.value for _, piece in bodies) == body
     assert all(8 < len(piece) <= largest for piece in pieces)
+
+
+short = st.text(max_size=60)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(max_size=300),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=30, alphabet=st.characters(max_codepoint=127)), inner)
+    ),
+    max_leaves=8,
+)
+messages = st.builds(
+    Basic.Properties,
+    content_type=short | st.none(),
+    content_encoding=short | st.none(),
+    headers=st.dictionaries(st.text(max_size=32), values) | st.none(),
+    delivery_mode=st.sampled_from((None, 1, 2)),
+    priority=st.integers(0, 255) | st.none(),
+    correlation_id=short | st.none(),
+    reply_to=short | st.none(),
+    expiration=short | st.none(),
+    message_id=short | st.none(),
+    timestamp=st.none()
+    | st.datetimes(datetime(1970, 1, 2), datetime(2100, 1, 1), timezones=st.just(UTC)).map(  # noqa: DTZ001
+        lambda at: at.replace(microsecond=0)
+    ),
+    message_type=short | st.none(),
+    user_id=short | st.none(),
+    app_id=short | st.none(),
+)
+
+
+@given(messages, st.integers(0, 2**40))
+@settings(deadline=None)
+def test_properties_are_written_so_that_the_library_reads_them_and_we_do(told, size):
+    [_, (channel, header)] = frames_of(head_frames(7, "events", "a.b", told, size))
+    assert (channel, header.body_size, values_of(header.properties)) == (7, size, values_of(told))
+    theirs = frame.marshal(ContentHeader(body_size=size, properties=told), 7)
+    ours = properties(theirs[7 + 12 : -1])
+    assert UNDECODABLE not in (ours.headers or {})
+    assert values_of(ours) == values_of(told)
+
+
+def values_of(told: Basic.Properties) -> dict[str, Any]:
+    """An empty text, or an empty table, is as good as none."""
+    return {name: getattr(told, name) or None for name in Basic.Properties.__slots__}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        Basic.Properties(message_id="x" * 256),
+        Basic.Properties(headers={"k" * 256: "v"}),
+        Basic.Properties(headers={"k": "\ud800"}),
+        Basic.Properties(headers={"k": b"bytes"}),
+        Basic.Properties(headers={"k": 2**63}),
+    ],
+    ids=["a long id", "a long name", "half a character", "bytes", "a large number"],
+)
+def test_what_a_message_cannot_carry_is_an_error(told):
+    with pytest.raises((TypeError, ValueError)):
+        head_frames(7, "events", "a.b", told, 0)
 
 
 def test_a_body_is_one_frame_where_the_broker_takes_any_size():

@@ -17,7 +17,8 @@ from typing import Any, Final
 from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
-from service.broker.deliveries import UNDECODABLE, Delivered, consume
+from service.broker.deliveries import Delivered, consume
+from service.broker.wire import UNDECODABLE
 from service.core.decode import Incoming
 from service.errors import EventRejected
 from service.log import Log

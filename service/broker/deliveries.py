@@ -6,7 +6,7 @@ supported way in is the transport: what is returned as the reader here keeps del
 channels that have a sink), and what the broker says of publishes (for channels that ask for it), and hands
 on everything else, byte for byte.
 
-Wire format: AMQP 0-9-1, sections 2.3.5 (frames), 4.2.5 (values), and the RabbitMQ errata on field types.
+Wire format: AMQP 0-9-1, section 2.3.5 (frames).
 """
 
 import asyncio
@@ -18,16 +18,10 @@ from weakref import WeakKeyDictionary
 
 from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
-from pamqp import decode
 from pamqp.commands import Basic
 from yarl import URL
 
-UNDECODABLE: Final = "x-undecodable"
-"""The header that stands for properties that cannot be decoded; its value says why.
-
-A timestamp out of range, a field of an unknown kind or a table nested too deep costs the one message,
-not the connection: otherwise the message would come back, and the connection would never last.
-"""
+from service.broker.wire import properties
 
 READ_SIZE: Final = 262_144
 QUIET: Final = 1.0
@@ -42,8 +36,6 @@ _RETURN = struct.pack(">HH", 60, 50)
 _ANSWERS: Final = frozenset((_ACK, _NACK, _RETURN))
 _TAG = struct.Struct(">QB")
 _CONTENT = struct.Struct(">xxxxQ")
-_U16 = struct.Struct(">H")
-_U32 = struct.Struct(">I")
 _END = 0xCE
 _HEARTBEAT = bytes((8, 0, 0, 0, 0, 0, 0, _END))
 
@@ -254,112 +246,6 @@ def _returned_from(buffer: bytes, at: int) -> str:
     at += 2  # the reply code
     at += 1 + buffer[at]  # what it means, in words
     return buffer[at + 1 : at + 1 + buffer[at]].decode("utf-8", "replace")
-
-
-_NAMES: Final = tuple(Basic.Properties.__slots__)
-_BITS: Final = tuple((name, Basic.Properties.flags[name]) for name in _NAMES)
-
-
-def properties(data: bytes) -> Basic.Properties:
-    """Return the properties of a content header, from its flags on.
-
-    What cannot be decoded becomes the one header UNDECODABLE.
-    """
-    try:
-        return _properties(data)
-    except Exception as error:  # noqa: BLE001 - hostile bytes raise anything, RecursionError included
-        return Basic.Properties(headers={UNDECODABLE: f"{type(error).__name__}: {error}"[:200]})
-
-
-def _properties(data: bytes) -> Basic.Properties:
-    (flags,) = _U16.unpack_from(data)
-    at = 2
-    found = Basic.Properties.__new__(Basic.Properties)  # its __init__ checks what is ours to check
-    for name, bit in _BITS:
-        value: Any = None
-        if flags & bit:
-            if name == "headers":
-                value, at = _table(data, at)
-            elif name == "timestamp":
-                _, value = decode.timestamp(data[at : at + 8])
-                at += 8
-            elif name in {"delivery_mode", "priority"}:
-                value, at = data[at], at + 1
-            else:
-                size = data[at]
-                value, at = data[at + 1 : at + 1 + size].decode(), at + 1 + size
-        setattr(found, name, value)
-    return found
-
-
-MAX_FIELDS: Final = 4096
-"""Fields of a message's headers that are no texts, those inside of others included.
-
-Each costs the loop some time for few bytes; what texts cost is bounded by the size of the frame.
-"""
-
-
-def _table(data: bytes, at: int, room: list[int] | None = None) -> tuple[dict[str, Any], int]:
-    (size,) = _U32.unpack_from(data, at)
-    at += 4
-    end = at + size
-    if end > len(data):
-        raise ValueError("a field table is longer than its frame")
-    found: dict[str, Any] = {}
-    room = [MAX_FIELDS] if room is None else room
-    while at < end:
-        size = data[at]
-        key = data[at + 1 : at + 1 + size].decode()
-        at += 1 + size
-        if data[at] == 0x53:  # "S", a long string: nearly all headers are
-            (size,) = _U32.unpack_from(data, at + 1)
-            raw = data[at + 5 : at + 5 + size]
-            at += 5 + size
-            try:
-                found[key] = raw.decode()
-            except UnicodeDecodeError:
-                found[key] = raw
-        else:
-            found[key], at = _value(data, at, end, room)
-    return found, end
-
-
-_SIZES: Final = {
-    **dict.fromkeys(b"V\0", 0),
-    **dict.fromkeys(b"tbB", 1),
-    **dict.fromkeys(b"su", 2),
-    **dict.fromkeys(b"Iif", 4),
-    **dict.fromkeys(b"D", 5),
-    **dict.fromkeys(b"lLdT", 8),
-}
-"""Bytes of a field value behind its kind; the other kinds tell their length."""
-
-
-def _value(data: bytes, at: int, end: int, room: list[int]) -> tuple[Any, int]:
-    """Return a field value and where the next begins; each byte is looked at once."""
-    room[0] -= 1
-    if room[0] < 0:
-        raise ValueError(f"more than {MAX_FIELDS} fields")
-    kind = data[at]
-    if kind == 0x46:  # F
-        return _table(data, at + 1, room)
-    if kind == 0x41:  # A
-        (size,) = _U32.unpack_from(data, at + 1)
-        at += 5
-        stop = at + size
-        if stop > end:
-            raise ValueError("a field array is longer than its table")
-        values = []
-        while at < stop:
-            value, at = _value(data, at, stop, room)
-            values.append(value)
-        return values, at
-    size = _SIZES.get(kind)
-    if size is None:
-        (size,) = _U32.unpack_from(data, at + 1)
-        size += 4
-    used, value = decode.embedded_value(data[at : at + 1 + size])
-    return value, at + used
 
 
 class DeliveryTransport(TransportFactory):

@@ -18,17 +18,13 @@ from itertools import takewhile
 from typing import Final
 
 from aiormq.abc import AbstractChannel
-from pamqp import frame
-from pamqp.body import ContentBody
 from pamqp.commands import Basic
-from pamqp.header import ContentHeader
 
 from service.broker.deliveries import streams_of
+from service.broker.wire import body_frames, head_frames
 
 BUFFERED: Final = 65_536
 """Bytes that wait to be sent, above which the next publish waits here instead."""
-AROUND_PAYLOAD: Final = 8
-"""Bytes of a frame that are not its payload (AMQP 0-9-1, 2.3.5)."""
 
 
 class Answer(Enum):
@@ -197,24 +193,6 @@ class PublishChannel:
             self.fail("a publish was not confirmed in time")
         else:
             self._timer = self._loop.call_at(due, self._look)
-
-
-def head_frames(
-    channel: int, exchange: str, routing_key: str, properties: Basic.Properties, body_size: int
-) -> bytes:
-    """Return the frames of a mandatory publish before its body."""
-    method = Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=True)
-    header = ContentHeader(body_size=body_size, properties=properties)
-    return frame.marshal(method, channel) + frame.marshal(header, channel)
-
-
-def body_frames(channel: int, body: bytes, frame_max: int) -> list[bytes]:
-    """Return a body's frames; `frame_max` is the size of the largest frame, 0 any."""
-    largest = frame_max - AROUND_PAYLOAD if frame_max else len(body)
-    return [
-        frame.marshal(ContentBody(body[start : start + largest]), channel)
-        for start in range(0, len(body), largest or 1)
-    ]
 
 
 def _text(error: Exception) -> str:

@@ -18,7 +18,7 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from service.broker import codec
-from service.broker.deliveries import properties
+from service.broker.wire import properties
 from service.core.decode import Decoded, Incoming, decode, parse_json
 from service.core.delivery import Attempt, Delivery, expires
 from service.core.event import Event, trace_id, webhook_id
