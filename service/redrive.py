@@ -123,8 +123,7 @@ def redrive_dead_letter(names: Names, now: float) -> Callable[[Parked], Place]:
     def route(parked: Parked) -> Place:
         dead = codec.read_dead_letter(parked.properties.headers, parked.body)
         fresh = replace(dead.delivery, created_at=now, round=1, deferrals=0, not_before=0.0)
-        exchange, key = names.route_in(0)
-        return Place(exchange, key, codec.delivery_properties(fresh))
+        return Place(names.deliveries, "", codec.delivery_properties(fresh))
 
     return route
 
@@ -136,8 +135,7 @@ def redrive_rejected(names: Names) -> Callable[[Parked], Place]:
         properties = codec.restored_properties(parked.properties)
         headers = parked.properties.headers or {}
         if codec.STATE in headers:
-            exchange, key = names.route_in(0)
-            return Place(exchange, key, properties)
+            return Place(names.deliveries, "", properties)
         rejected = codec.read_rejected(parked.properties, parked.routing_key, parked.body)
         # A key that is no text grows beyond what AMQP carries when it is written as text.
         fits = len(rejected.routing_key.encode()) <= MAX_KEY

@@ -23,6 +23,7 @@ from service.broker.parked import Parked, ParkedQueue, Place
 from service.broker.publisher import Confirmed, Publisher, Unconfirmed
 from service.broker.topology import POISON_LIMIT, Topology
 from service.clock import Clock
+from service.core import ladder
 from service.core.delivery import Attempt, Delivery, Reason
 from service.core.event import Event
 from service.errors import EventRejected
@@ -222,12 +223,34 @@ async def a_publish_to_an_exchange_that_is_missing_ends_its_channel(rig: Rig) ->
 
 
 @law
-async def what_a_binding_does_not_take_goes_to_the_catch_all(rig: Rig) -> None:
+async def what_no_binding_takes_goes_to_the_catch_all(rig: Rig) -> None:
+    deliveries = rig.queue("deliveries")
     async with rig.channel() as channel:
-        await channel.basic_publish(
-            b"x", exchange=rig.queue("deliveries"), routing_key="no.such.delay", mandatory=True
-        )
+        await channel.queue_unbind(deliveries, deliveries)
+        try:
+            await channel.basic_publish(b"x", exchange=rig.queue("delay.02"), mandatory=True)
+        finally:
+            await channel.queue_bind(deliveries, deliveries)
     await rig.until_ready("unrouted", 1)
+
+
+@law
+async def a_message_enters_the_levels_of_its_headers_and_passes_the_others(rig: Rig) -> None:
+    ways = {
+        "delay.16": ("delay.16", 1),
+        "delay.15": ("delay.14", 1),
+        "delay.14": ("delay.14", 2),
+        "delay.13": ("deliveries", 1),
+    }
+    async with rig.channel() as channel:
+        for exchange, (queue, count) in ways.items():
+            await channel.basic_publish(
+                b"x",
+                exchange=rig.queue(exchange),
+                properties=durable(**ladder.headers(2**16 + 2**14)),
+                mandatory=True,
+            )
+            await rig.until_ready(queue, count)
 
 
 @law

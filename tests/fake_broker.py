@@ -256,28 +256,21 @@ class FakeBroker:
         self, exchange: str, key: str, body: bytes, properties: Basic.Properties
     ) -> list[str]:
         """Store a message in every queue that it is routed to, and return their names."""
-        queues = list(self.route(exchange, key))
+        queues = list(self.route(exchange, key, properties.headers or {}))
         for queue in queues:
             self._store(queue, body, properties, exchange, key)
         return [queue.name for queue in queues]
 
-    def route(self, exchange: str, key: str) -> Iterable[StoredQueue]:
+    def route(self, exchange: str, key: str, headers: Mapping[str, Any]) -> Iterable[StoredQueue]:
         """Return the queues for a message; KeyError where the exchange does not exist."""
         if not exchange:
             return [self.queues[key]] if key in self.queues else []
         here = self.exchanges[exchange]
-        bound = [b for b in self.bindings.get(exchange, ()) if _fits(here.kind, b.key, key)]
-        found: dict[str, StoredQueue] = {}
-        for binding in bound:
-            if not binding.to_exchange:
-                found[binding.destination] = self.queues[binding.destination]
-                continue
-            for queue in self.route(binding.destination, key):
-                found[queue.name] = queue
+        bound = [b for b in self.bindings.get(exchange, ()) if _fits(here.kind, b, key, headers)]
         alternate = here.arguments.get("alternate-exchange")
         if not bound and isinstance(alternate, str):
-            return self.route(alternate, key)
-        return found.values()
+            return self.route(alternate, key, headers)
+        return {name: self.queues[name] for name in (b.destination for b in bound)}.values()
 
     def give_back(self, queue: StoredQueue, stored: Stored) -> None:
         """Put a message back to its place, or park it when it came back too often."""
@@ -604,14 +597,17 @@ class FakeChannel:
         found = self._queue(queue)
         return Queue.DeclareOk(queue, len(found.ready), len(found.consumers))
 
-    async def queue_bind(self, queue: str, exchange: str, routing_key: str = "") -> None:
-        self._bind(Binding(exchange, queue, routing_key))
+    async def queue_bind(
+        self,
+        queue: str,
+        exchange: str,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._bind(Binding(exchange, queue, routing_key, arguments or {}))
 
     async def queue_unbind(self, queue: str, exchange: str, routing_key: str = "") -> None:
         self.broker.bindings[exchange].remove(Binding(exchange, queue, routing_key))
-
-    async def exchange_bind(self, destination: str, source: str, routing_key: str = "") -> None:
-        self._bind(Binding(source, destination, routing_key, to_exchange=True))
 
     async def exchange_declare(
         self,
@@ -753,9 +749,17 @@ def with_headers(told: Basic.Properties, more: Mapping[str, Any]) -> Basic.Prope
     return copied
 
 
+def _fits(kind: str, binding: Binding, key: str, headers: Mapping[str, Any]) -> bool:
+    if kind == "headers":
+        wanted = dict(binding.arguments)
+        assert wanted.pop("x-match") == "all"
+        return wanted.items() <= headers.items()
+    return kind == "fanout" or _topic_fits(binding.key, key)
+
+
 @lru_cache(2**16)
-def _fits(kind: str, pattern: str, key: str) -> bool:
-    return kind == "fanout" or _topic(tuple(pattern.split(".")), tuple(key.split(".")))
+def _topic_fits(pattern: str, key: str) -> bool:
+    return _topic(tuple(pattern.split(".")), tuple(key.split(".")))
 
 
 def _topic(pattern: tuple[str, ...], words: tuple[str, ...]) -> bool:

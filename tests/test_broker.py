@@ -322,9 +322,11 @@ async def test_a_delayed_message_arrives_when_its_time_is_up(
 
     async with rig(amqp_url, prefix, events_exchange, handler, queue="deliveries") as it:
         await until(lambda: it.broker.consuming)
-        exchange, key = it.wanted.names.route_in(seconds)
+        exchange, way = it.wanted.names.route_in(seconds)
+        told = properties()
+        told.headers = {**(told.headers or {}), **way}
         started = time.monotonic()
-        await it.publisher.publish(exchange, key, b"x", properties())
+        await it.publisher.publish(exchange, "", b"x", told)
         await until(lambda: arrived)
         assert seconds <= arrived[0] - started < seconds + 0.9
     assert await depth(amqp_url, f"{prefix}.unrouted") == 0

@@ -14,7 +14,8 @@ from service.clock import SystemClock
 from tests.broker_contract import CONTRACT, Law, Rig
 from tests.fake_broker import WANTED, FakeBroker, FakeClock, run, standing_in
 
-_USED = ("intake", "deliveries", "dead", "rejected", "unrouted", "delay.00", "delay.01", "delay.02")
+_LEVELS = tuple(f"delay.{level:02}" for level in (0, 1, 2, 14, 16))
+_USED = ("intake", "deliveries", "dead", "rejected", "unrouted", *_LEVELS)
 
 
 @pytest.fixture(scope="module")

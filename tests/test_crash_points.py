@@ -310,9 +310,8 @@ class Course(World):
             exchange, key = self.scenario.way_in or ("events", properties.message_type or "")
             self.broker.publish(exchange, key, body, properties)
         for delivery in self.scenario.backlog:
-            exchange, key = NAMES.route_in(0)
             properties = codec.delivery_properties(delivery)
-            self.broker.publish(exchange, key, delivery.event.data, properties)
+            self.broker.publish(NAMES.deliveries, "", delivery.event.data, properties)
 
     def _resume(self) -> None:
         self.put_in_force([replace(one, enabled=True) for one in self.snapshot])
@@ -443,7 +442,7 @@ SCENARIOS = [
     ),
     Scenario(
         "a message of somebody else in the backlog", [subscription("a")], {(FIRST, ""): REJECTED},
-        events=[event(FIRST)], way_in=NAMES.route_in(0),
+        events=[event(FIRST)], way_in=(NAMES.deliveries, ""),
     ),
     Scenario(
         "a subscription that nobody knows", [subscription("a")], {(FIRST, "b"): DEAD},
@@ -685,9 +684,9 @@ def test_what_a_producer_left_out_is_made_anew_when_its_message_comes_again():
 
 
 async def put_off_unconfirmed(outbox: Outbox, delivery: Delivery, at: float) -> bool:
-    exchange, key = NAMES.route_in(round(at - outbox._clock.now()))
-    told = codec.delivery_properties(delivery)
-    publish = outbox._publisher.publish(exchange, key, delivery.event.data, told)
+    exchange, way = NAMES.route_in(round(at - outbox._clock.now()))
+    told = codec.delivery_properties(delivery, way)
+    publish = outbox._publisher.publish(exchange, "", delivery.event.data, told)
     outbox.left = asyncio.create_task(publish)  # type: ignore[attr-defined]
     return True
 

@@ -56,11 +56,12 @@ def test_the_objects_are_the_topology_of_the_code_and_nothing_else(production):
             spec["source"],
             spec["destination"],
             spec.get("routingKey", ""),
-            to_exchange=spec["destinationType"] == "exchange",
+            spec.get("arguments", {}),
         )
         for spec in _specs(production, "Binding")
     ]
     assert _sorted(bindings) == _sorted(of.bindings)
+    assert {spec["destinationType"] for spec in _specs(production, "Binding")} == {"queue"}
     for kind in ("Exchange", "Queue"):
         assert all(spec["durable"] is True for spec in _specs(production, kind))
 

@@ -116,12 +116,10 @@ def _declare(channel: Any, kind: str, spec: dict[str, Any]) -> None:
             arguments = {"x-queue-type": spec["type"], **arguments}
             channel.queue_declare(spec["name"], durable=spec["durable"], arguments=arguments)
         case _:
-            bind = (
-                channel.exchange_bind
-                if spec["destinationType"] == "exchange"
-                else channel.queue_bind
+            assert spec["destinationType"] == "queue"
+            channel.queue_bind(
+                spec["destination"], spec["source"], spec.get("routingKey", ""), arguments
             )
-            bind(spec["destination"], spec["source"], spec.get("routingKey", ""))
 
 
 @pytest.fixture

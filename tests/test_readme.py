@@ -524,7 +524,7 @@ async def test_messages_without_a_binding_are_moved_back_as_the_readme_says(
         queue = f"{prefix}.deliveries"
         connection = pika.BlockingConnection(pika.URLParameters(amqp_url))
         channel = connection.channel()
-        channel.queue_unbind(queue, queue, "*." * 17 + "deliveries")
+        channel.queue_unbind(queue, queue, "")
         async with Publisher(it.amqp_url, it.exchange) as publisher:
             await publisher.publish("a.b", {})
         await first.line("attempt.failed")

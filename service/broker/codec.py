@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any, Final
 
 import orjson
@@ -62,9 +62,11 @@ class Rejected:
     body: bytes
 
 
-def delivery_properties(delivery: Delivery) -> Basic.Properties:
-    """Return the properties of a message that carries one delivery."""
-    return _properties(_told(delivery) | {STATE: _state_text(delivery)})
+def delivery_properties(
+    delivery: Delivery, way: Mapping[str, str] = MappingProxyType({})
+) -> Basic.Properties:
+    """Return the properties of a message that carries one delivery; `way` are the ladder's headers."""
+    return _properties({**_told(delivery), STATE: _state_text(delivery), **way})
 
 
 def split_properties(delivery: Delivery, subscription_ids: Sequence[str]) -> Basic.Properties:

@@ -31,17 +31,19 @@ class Outbox:
         seconds = ladder.seconds_for(wait)
         # What one trip covers is not judged by the clock again, which may have been set meanwhile.
         delivery = replace(delivery, not_before=at if wait > ladder.MAX_DELAY else 0.0)
-        exchange, key = self._names.route_in(seconds)
+        exchange, way = self._names.route_in(seconds)
         published = await self._publisher.publish(
-            exchange, key, delivery.event.data, codec.delivery_properties(delivery)
+            exchange, "", delivery.event.data, codec.delivery_properties(delivery, way)
         )
         return isinstance(published, Confirmed)
 
     async def split(self, delivery: Delivery, subscription_ids: Sequence[str]) -> bool:
         """Bring an event to the backlog lane now, for these subscriptions."""
-        exchange, key = self._names.route_in(0)
         published = await self._publisher.publish(
-            exchange, key, delivery.event.data, codec.split_properties(delivery, subscription_ids)
+            self._names.deliveries,
+            "",
+            delivery.event.data,
+            codec.split_properties(delivery, subscription_ids),
         )
         return isinstance(published, Confirmed)
 

@@ -1,8 +1,9 @@
 """The topology as data: every exchange, queue and binding that the dispatcher needs.
 
 The law here: every exchange that a message can be dead-lettered to, or published to, has the catch-all
-exchange behind it, because a dead letter that finds no queue would stay pending for ever (and 32 of
-them stop a queue's dead-lettering), and a publish with a missing binding would be lost.
+exchange behind it, the levels of the ladder by way of the levels below, because a dead letter that finds no
+queue would stay pending for ever (and 32 of them stop a queue's dead-lettering), and a publish with a missing
+binding would be lost.
 
 Sources: RabbitMQ's documentation on quorum queues, dead letter exchanges and alternate exchanges.
 """
@@ -26,8 +27,6 @@ Every lost connection counts for every message that was in flight, so it must no
 PEEK_LIMIT = 1_000_000_000
 """People look into dead letters by taking and returning, which counts as deliveries from 4.0 on."""
 
-ADDRESS = "deliveries"
-
 Arguments = Mapping[str, FieldValue]
 
 
@@ -50,12 +49,12 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """From an exchange to a queue, or to another exchange."""
+    """From an exchange to a queue."""
 
     source: str
     destination: str
-    key: str
-    to_exchange: bool = False
+    key: str = ""
+    arguments: Arguments = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +92,15 @@ class Names:
         """Return a level's queue and exchange."""
         return f"{self.prefix}.delay.{level:02}"
 
-    def route_in(self, seconds: int) -> tuple[str, str]:
-        """Return exchange and routing key that bring a delivery to the backlog lane after a delay."""
-        key = ladder.routing_key(seconds, ADDRESS)
+    def route_in(self, seconds: int) -> tuple[str, dict[str, str]]:
+        """Return exchange and headers that bring a delivery to the backlog lane after a delay."""
         if seconds == 0:
-            return self.deliveries, key
-        return self.delay(ladder.entry_level(seconds)), key
+            return self.deliveries, {}
+        return self.delay(ladder.entry_level(seconds)), ladder.headers(seconds)
+
+    def below(self, level: int) -> str:
+        """Return the exchange that a message goes to from a level."""
+        return self.delay(level - 1) if level else self.deliveries
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +121,14 @@ def topology(prefix: str, events_exchange: str, bindings: Sequence[str]) -> Topo
     levels = range(ladder.LEVELS)
     exchanges = [
         Exchange(names.unrouted, "fanout"),
-        *(Exchange(name, "fanout", caught) for name in (names.intake, names.dead, names.rejected)),
-        Exchange(names.deliveries, "topic", caught),
-        *(Exchange(names.delay(level), "topic", caught) for level in levels),
+        *(
+            Exchange(name, "fanout", caught)
+            for name in (names.intake, names.dead, names.rejected, names.deliveries)
+        ),
+        *(
+            Exchange(names.delay(level), "headers", {"alternate-exchange": names.below(level)})
+            for level in levels
+        ),
     ]
     queues = [
         _kept(names.unrouted),
@@ -163,7 +170,7 @@ def _level_queue(level: int, names: Names) -> Queue:
         {
             "x-queue-type": "quorum",
             "x-message-ttl": 1000 * 2**level,
-            "x-dead-letter-exchange": names.delay(level - 1) if level else names.deliveries,
+            "x-dead-letter-exchange": names.below(level),
             "x-dead-letter-strategy": "at-least-once",
             "x-overflow": "reject-publish",
         },
@@ -171,15 +178,16 @@ def _level_queue(level: int, names: Names) -> Queue:
 
 
 def _own_bindings(names: Names) -> list[Binding]:
-    parked = [names.unrouted, names.intake, names.dead, names.rejected]
-    found = [Binding(name, name, "") for name in parked]
-    found.append(Binding(names.deliveries, names.deliveries, ladder.arrives(ADDRESS)))
-    for level in range(ladder.LEVELS):
-        here = names.delay(level)
-        lower = names.delay(level - 1) if level else names.deliveries
-        found.append(Binding(here, here, ladder.enters(level)))
-        found.append(Binding(here, lower, ladder.passes(level), to_exchange=True))
-    return found
+    plain = (names.unrouted, names.intake, names.dead, names.rejected, names.deliveries)
+    enters = (
+        Binding(
+            names.delay(level),
+            names.delay(level),
+            arguments={"x-match": "all", ladder.header(level): ladder.ENTERS},
+        )
+        for level in range(ladder.LEVELS)
+    )
+    return [*(Binding(name, name) for name in plain), *enters]
 
 
 async def declare(connection: AbstractConnection, wanted: Topology) -> None:
@@ -243,10 +251,9 @@ async def _declare_exchange(channel: AbstractChannel, exchange: Exchange) -> Non
 
 
 async def _bind(channel: AbstractChannel, binding: Binding) -> None:
-    if binding.to_exchange:
-        await channel.exchange_bind(binding.destination, binding.source, binding.key)
-    else:
-        await channel.queue_bind(binding.destination, binding.source, binding.key)
+    await channel.queue_bind(
+        binding.destination, binding.source, binding.key, arguments=dict(binding.arguments)
+    )
 
 
 def _refused(name: str, error: AMQPChannelError) -> TopologyError:

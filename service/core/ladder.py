@@ -1,9 +1,11 @@
 """The delay ladder: any delay out of queues with a fixed time to live, without head-of-line blocking.
 
-The design is NServiceBus's for RabbitMQ, version 2.  Level L is a topic exchange and a queue whose
-messages expire after 2^L seconds into the exchange of level L-1; level 0 expires into the delivery
-exchange.  A routing key spells the delay in bits, highest level first, each followed by a dot, then the
-address: at each level a 1 enters the queue and a 0 passes on to the next exchange.
+Level L is an exchange and a queue whose messages expire after 2^L seconds into the exchange of level L-1;
+level 0 expires into the delivery exchange.  A message has a header for each set bit of its delay: at the
+exchange of that level it enters the queue, at the others it passes on to the next.
+
+The binary levels are those of NServiceBus's transport for RabbitMQ, version 2, which spells the delay in the
+words of a routing key.  That costs the broker 90 µs a level, a header 5 (RabbitMQ 3.10).
 """
 
 import math
@@ -11,6 +13,9 @@ import math
 LEVELS = 17
 MAX_DELAY: int = 2**LEVELS - 1
 """The longest delay of one trip, in seconds (36.4 h); a longer one takes several trips."""
+
+ENTERS = "1"
+"""The value of such a header."""
 
 _SPARED_BITS_FROM = 8
 
@@ -32,21 +37,11 @@ def entry_level(seconds: int) -> int:
     return max(0, seconds.bit_length() - 1)
 
 
-def routing_key(seconds: int, address: str) -> str:
-    """Return the routing key: the bits of the delay from the highest level down, then the address."""
-    return ".".join([*format(seconds, f"0{LEVELS}b"), address])
+def header(level: int) -> str:
+    """Return the header by whose presence a message enters the queue of a level."""
+    return f"delay-{level:02}"
 
 
-def enters(level: int) -> str:
-    """Return the binding of a level's queue to its exchange."""
-    return "*." * (LEVELS - 1 - level) + "1.#"
-
-
-def passes(level: int) -> str:
-    """Return the binding of the next lower exchange to a level's exchange."""
-    return "*." * (LEVELS - 1 - level) + "0.#"
-
-
-def arrives(address: str) -> str:
-    """Return the binding of the destination queue to the delivery exchange."""
-    return "*." * LEVELS + address
+def headers(seconds: int) -> dict[str, str]:
+    """Return the headers that make a message take this delay."""
+    return {header(level): ENTERS for level in range(LEVELS) if seconds >> level & 1}

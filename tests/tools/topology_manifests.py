@@ -86,23 +86,24 @@ def _queue(queue: Queue) -> dict[str, Any]:
 
 
 def _binding(binding: Binding, number: int) -> dict[str, Any]:
-    kind = "exchange" if binding.to_exchange else "queue"
-    spec = {
+    spec: dict[str, Any] = {
         "source": binding.source,
         "destination": binding.destination,
-        "destinationType": kind,
+        "destinationType": "queue",
     }
     if binding.key:
         spec["routingKey"] = binding.key
-    name = f"{binding.source}.to.{kind}.{binding.destination}"
+    if binding.arguments:
+        spec["arguments"] = dict(binding.arguments)
+    name = f"{binding.source}.to.queue.{binding.destination}"
     return _object("Binding", f"{name}.{number}" if number else name, spec)
 
 
 def _numbered(bindings: Iterable[Binding]) -> Iterable[tuple[int, Binding]]:
     """Number the bindings that differ only in their keys from 0 on."""
-    seen: dict[tuple[str, str, bool], int] = {}
+    seen: dict[tuple[str, str], int] = {}
     for binding in bindings:
-        ends = (binding.source, binding.destination, binding.to_exchange)
+        ends = (binding.source, binding.destination)
         seen[ends] = seen.get(ends, -1) + 1
         yield seen[ends], binding
 
