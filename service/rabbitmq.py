@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Final, Self
 
 from service.errors import BrokerError
 
@@ -34,12 +34,16 @@ _POLL = 0.02
 _TERMINATE_TIMEOUT = 15.0
 _KILL_TIMEOUT = 10.0
 
+SMALL_LOG: Final = 33_554_432
+USUAL_LOG: Final = 536_870_912
+"""Bytes of a write-ahead log before it is split up into the queues' own files: RabbitMQ's default."""
+
 _CONFIGURATION = """\
 listeners.tcp.1 = 127.0.0.1:{port}
 log.file = {log}
 log.file.level = warning
 log.console = false
-raft.wal_max_size_bytes = 33554432
+raft.wal_max_size_bytes = {wal_size}
 disk_free_limit.absolute = 1MB
 """
 
@@ -69,7 +73,7 @@ class PrivateBroker:
     is removed.  `port` is for AMQP; without it a free one is picked.  `server` is the script of
     the server, with `rabbitmqctl` beside it; `root` is the root folder of another system in
     which `server` is to be run (by `chroot`, which needs root's rights); the node's folder is then
-    below it.
+    below it.  `log_size` is how large the write-ahead log of all quorum queues grows, in bytes.
     """
 
     def __init__(
@@ -79,8 +83,10 @@ class PrivateBroker:
         port: int | None = None,
         server: Path = SERVER,
         root: Path = _ROOT,
+        log_size: int = SMALL_LOG,
     ) -> None:
         self._root = root
+        self._log_size = log_size
         self._server = server
         self._given_folder = folder
         self._folder: Path | None = None
@@ -241,7 +247,9 @@ class PrivateBroker:
                 self._folder.mkdir(parents=True, exist_ok=True)
         folder, inside = self._folder, self._inside()
         (folder / "rabbitmq.conf").write_text(
-            _CONFIGURATION.format(port=self.port, log=inside / "rabbitmq.log")
+            _CONFIGURATION.format(
+                port=self.port, log=inside / "rabbitmq.log", wal_size=self._log_size
+            )
         )
         (folder / "enabled_plugins").write_text("[].\n")
         cookie = folder / ".erlang.cookie"

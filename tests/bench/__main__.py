@@ -15,7 +15,7 @@ from pathlib import Path
 import uvloop
 
 from service.errors import BrokerError
-from service.rabbitmq import PrivateBroker
+from service.rabbitmq import USUAL_LOG, PrivateBroker
 from tests.bench.measure import measure
 from tests.bench.plan import FULL, QUICK, Plan
 from tests.bench.processes import MeasuringError
@@ -51,7 +51,7 @@ def _broker() -> Iterator[str]:
     if url := os.environ.get("AMQP_URL"):
         yield url
         return
-    with PrivateBroker() as broker:
+    with PrivateBroker(log_size=USUAL_LOG) as broker:
         yield broker.url
 
 
