@@ -23,7 +23,7 @@ class Plan:
     pairs: int = 5
     detours: int = 3_000
     detour_pairs: int = 3
-    latency: float = 8.0
+    latency: float = 4.0
     idle: float = 5.0
     subscriptions: int = 100_000
     matches: int = 5_000
