@@ -39,6 +39,8 @@ from service.webhook.sender import WebhookSender
 
 SLOW_SHARE_INTAKE = 0.25
 SLOW_SHARE_BACKLOG = 0.75
+LAST_ACKS = 2.0
+"""Seconds in which the acks of what is done have to leave when the rest is cut off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,8 @@ class App:
         left = self._vitals.in_flight()
         if left:
             drained.cancel()
-            await asyncio.gather(*(lane.cut_off() for lane in self._lanes))
+            cut_off = asyncio.gather(*(lane.cut_off() for lane in self._lanes))
+            await asyncio.wait([cut_off], timeout=LAST_ACKS)
         self._log.flush()
         self._heartbeat.beat()  # what it counted since the last one would be missing from every sum
         self._log.info(

@@ -243,7 +243,8 @@ class Deliverer:
                 return self._in_line(state, cause, now, obstacle.until)
 
     def _come_back(self, run: _Run, cause: DeferCause, until_probe: float) -> Defer:
-        delay = ejected_delay(run.delivery.deferrals, until_probe, _jitter())
+        ahead = run.state.returns_ahead(self._clock.monotonic())
+        delay = ejected_delay(run.delivery.deferrals, until_probe, _jitter(), ahead)
         return Defer(self._clock.now() + delay, cause)
 
     def _in_line(

@@ -11,19 +11,29 @@ from dataclasses import dataclass
 
 from service.core.delivery import DeferCause
 from service.core.health import TargetState, Unavailable
-from service.core.schedule import Line, TokenBucket
+from service.core.schedule import RETURN_RATE, Line, Returns, TokenBucket
 from service.core.subscription import Subscription
 
 
 class SubscriptionState:
     """One subscription's targets, rate limit and line; all times in monotonic seconds."""
 
-    __slots__ = ("_waiters", "bucket", "line", "subscription", "targets")
+    __slots__ = (
+        "_return_rate",
+        "_returns",
+        "_waiters",
+        "bucket",
+        "line",
+        "subscription",
+        "targets",
+    )
 
     def __init__(self, subscription: Subscription, replicas: int) -> None:
         self.subscription = subscription
         self.targets = [TargetState(target) for target in subscription.targets]
         self.line = Line()
+        self._returns = Returns()
+        self._return_rate = RETURN_RATE / replicas
         rate = subscription.rate_limit
         self.bucket = TokenBucket(rate / replicas) if rate else None
         self._waiters: deque[asyncio.Future[bool]] = deque()
@@ -65,6 +75,10 @@ class SubscriptionState:
                 waiter.set_result(True)
                 return
 
+    def returns_ahead(self, now: float) -> float:
+        """Have one more delivery come back later; returns the seconds that those before it take."""
+        return self._returns.join(now, self._return_rate)
+
     def obstacle(self, now: float) -> Unavailable:
         """Return what stands in the way when no target can be tried, the soonest to pass."""
         found = [state.unavailable(now) for state in self.targets if state.target.weight > 0]
@@ -86,7 +100,7 @@ class SubscriptionState:
                 self.targets[place] = known
         if old.subscription.rate_limit == self.subscription.rate_limit:
             self.bucket = old.bucket
-        self.line, self._waiters = old.line, old._waiters  # noqa: SLF001 - one of its own kind
+        self.line, self._returns, self._waiters = old.line, old._returns, old._waiters  # noqa: SLF001 - one of its own kind
 
     @property
     def all_gone(self) -> bool:

@@ -11,8 +11,10 @@ import aio_pika
 import pika  # type: ignore[import-untyped]
 import pytest
 from aiormq.abc import AbstractConnection
+from pamqp.common import FieldValue
 
 from service.broker import connection as supervised
+from service.broker import publisher as publishing
 from service.broker import topology
 from service.broker.connection import Address, Broker, open_connection
 from service.broker.consumer import Handler, Lane, Message
@@ -282,6 +284,40 @@ async def test_many_publishes_at_once_are_all_confirmed(amqp_url, prefix, events
         )
         assert set(map(type, results)) == {Confirmed}
     assert await depth(amqp_url, f"{prefix}.dead") == 1000
+
+
+async def test_a_queue_that_is_full_costs_a_channel_and_no_session(
+    amqp_url, prefix, events_exchange, monkeypatch
+):
+    monkeypatch.setattr(publishing, "CHANGE_EVERY", 0.5)
+    full = f"{prefix}.full"
+    arguments: dict[str, FieldValue] = {
+        "x-queue-type": "quorum",
+        "x-max-length": 1,
+        "x-overflow": "reject-publish",
+    }
+    async with rig(amqp_url, prefix, events_exchange) as it, raw(amqp_url) as connection:
+        await until(lambda: it.broker.consuming)
+        channel = await connection.channel()
+        await channel.queue_declare(full, durable=True, arguments=arguments)
+        try:
+            first = it.publisher._channel
+            assert first is not None
+
+            async def fill() -> None:  # it is full when it says so
+                while it.publisher._channel is first:
+                    await it.publisher.publish("", full, b"x", properties())
+
+            refused = asyncio.create_task(fill())
+            await until(lambda: it.publisher._channel is not first)
+            assert not refused.done()
+            await until(lambda: first.channel.is_closed)
+            await channel.queue_purge(full)
+            await refused
+        finally:
+            await channel.queue_delete(full)
+        assert it.broker.consuming
+    assert not it.log.of("broker.disconnected")
 
 
 async def test_what_finds_no_queue_goes_to_the_unrouted_one(amqp_url, prefix, events_exchange):

@@ -130,12 +130,15 @@ class Wire:
     async def drain(self) -> None:
         await self.room.wait()
 
-    async def answer(self, *frames: Any) -> None:
-        self.stream.feed_data(b"".join(frame.marshal(one, 1) for one in frames))
+    async def answer(self, *frames: Any, channel: int = 1) -> None:
+        self.stream.feed_data(b"".join(frame.marshal(one, channel) for one in frames))
         await turns()
 
-    def published(self) -> int:
-        return sum(isinstance(one, Basic.Publish) for _, one in frames_of(self.sent))
+    def published(self, channel: int = 1) -> int:
+        return sum(
+            isinstance(one, Basic.Publish) and number == channel
+            for number, one in frames_of(self.sent)
+        )
 
 
 class Rig:

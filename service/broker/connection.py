@@ -120,6 +120,7 @@ class Session:
         self.consuming = consuming
         self.publishing = publishing
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._let_go: set[AbstractChannel] = set()
         for connection in (consuming, publishing):
             self.watch(connection)
 
@@ -129,14 +130,34 @@ class Session:
             self.lost.set_result(reason)
 
     def watch(self, what: AbstractConnection | AbstractChannel) -> None:
-        """Give the session up when this closes."""
-        what.closing.add_done_callback(lambda closed: self.fail(_why(closed)))
+        """Give the session up when this closes, unless it was let go."""
+
+        def closed(future: "asyncio.Future[Any]") -> None:
+            if what in self._let_go:
+                self._let_go.discard(what)
+            else:
+                self.fail(_why(future))
+
+        what.closing.add_done_callback(closed)
 
     async def channel(self, connection: AbstractConnection, *, confirms: bool) -> AbstractChannel:
         """Open a channel whose end is the session's end."""
         channel = await connection.channel(publisher_confirms=confirms, on_return_raises=True)
         self.watch(channel)
         return channel
+
+    async def another(self) -> AbstractChannel:
+        """Open a channel to publish over.  Raises BrokerError."""
+        with broker_errors():
+            async with asyncio.timeout(OPEN_TIMEOUT):
+                return await self.channel(self.publishing, confirms=True)
+
+    async def let_go(self, channel: AbstractChannel) -> None:
+        """Close a channel that is needed no longer; its end is not the session's."""
+        self._let_go.add(channel)
+        with suppress(BrokerError), broker_errors():
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                await channel.close()
 
     async def close(self) -> None:
         """Close both connections, politely if they still answer."""
@@ -206,10 +227,7 @@ class Broker:
     async def stop_consuming(self) -> None:
         """Take no more messages, and go on publishing and acking."""
         self._stopping = True
-        for lane in self._lanes:
-            with suppress(BrokerError), broker_errors():
-                async with asyncio.timeout(CLOSE_TIMEOUT):
-                    await lane.stop()
+        await asyncio.gather(*map(_stop, self._lanes))
 
     async def _one_session(self) -> str:
         """Return why the session ended, or could not begin."""
@@ -265,8 +283,7 @@ class Broker:
 
     async def _begin(self, session: Session) -> None:
         await self._prepare(session.publishing, self._wanted)
-        channel = await session.channel(session.publishing, confirms=True)
-        self._publisher.use(channel, session.fail)
+        await self._publisher.use(session, session.fail)
         for lane in self._lanes:
             channel = await session.channel(session.consuming, confirms=False)
             channel.on_consumer_cancel_callbacks.add(
@@ -311,6 +328,12 @@ class Broker:
             if waiting.unrouted:
                 self._log.error("broker.unrouted", queue=names.unrouted, messages=waiting.unrouted)
             await asyncio.sleep(UNROUTED_POLL)
+
+
+async def _stop(lane: Lane) -> None:
+    with suppress(BrokerError), broker_errors():
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await lane.stop()
 
 
 def _why(closed: "asyncio.Future[Any]") -> str:

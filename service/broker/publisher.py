@@ -8,15 +8,22 @@ which led to this publish comes again.  That may double a delivery and never los
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import Final, Protocol, assert_never
 
 from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
 from service.broker.publishes import Answer, PublishChannel
+from service.errors import BrokerError
 
 MAX_UNCONFIRMED: Final = 512
 NACK_PAUSE: Final = 0.5
+CHANGE_EVERY: Final = 5.0
+"""Seconds between two changes of the channel, at least, while it is told no.
+
+RabbitMQ 3.10 says no to all that comes over a channel which has found a quorum queue without its leader, until
+the old leader is back; over another channel the new leader takes it.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,16 @@ class Unconfirmed:
 Published = Confirmed | Unconfirmed
 
 
+class Channels(Protocol):
+    """The session that publishes, as far as it opens and closes channels for it."""
+
+    async def another(self) -> AbstractChannel:
+        """Open a channel with confirms.  Raises BrokerError."""
+
+    async def let_go(self, channel: AbstractChannel) -> None:
+        """Close a channel, without an end of the session."""
+
+
 class Publisher:
     """Publishes over the channel of the moment; `timeout` in seconds bounds the wait for a confirm.
 
@@ -45,25 +62,37 @@ class Publisher:
         self._timeout = timeout
         self._room = asyncio.Semaphore(MAX_UNCONFIRMED)
         self._channel: PublishChannel | None = None
+        self._channels: Channels
+        self._on_failure: Callable[[str], None]
+        self._retiring: dict[PublishChannel, asyncio.Task[None]] = {}
+        self._changing = asyncio.Lock()
+        self._changed_at = float("-inf")
         self.blocked = False
 
-    def use(self, channel: AbstractChannel, on_failure: Callable[[str], None]) -> None:
-        """Publish over this channel, opened with confirms, from now on; nobody else may."""
+    async def use(self, channels: Channels, on_failure: Callable[[str], None]) -> None:
+        """Publish over channels of this session from now on.  Raises BrokerError where it opens none."""
+        self._channels, self._on_failure = channels, on_failure
+        channel = await channels.another()
         self.blocked = False
-        self._channel = PublishChannel(channel, self._timeout, lambda: self.blocked, on_failure)
+        self._channel = self._on(channel)
 
     def abandon(self) -> None:
-        """Forget the channel: it is gone."""
-        if self._channel is not None:
-            self._channel.end("the session was given up")
+        """Forget the session: it is gone."""
+        for task in self._retiring.values():
+            task.cancel()
+        for channel in (self._channel, *self._retiring):
+            if channel is not None:
+                channel.end("the session was given up")
         self._channel = None
+        self._retiring.clear()
 
     async def publish(
         self, exchange: str, routing_key: str, body: bytes, properties: Basic.Properties
     ) -> Published:
         """Publish persistently, mandatory, and wait for the confirm.
 
-        A nack (a queue that cannot take it now) is tried again until the timeout.
+        A nack (a queue that cannot take it now) is tried again until the timeout, over another channel
+        every few seconds.
         """
         async with self._room:
             deadline = asyncio.get_running_loop().time() + self._timeout
@@ -84,3 +113,28 @@ class Publisher:
                     channel.fail(f"{exchange!r} took no message for too long")
                     return Unconfirmed(channel.ended)
                 await asyncio.sleep(NACK_PAUSE)
+                await self._change(channel)
+
+    def _on(self, channel: AbstractChannel) -> PublishChannel:
+        return PublishChannel(channel, self._timeout, lambda: self.blocked, self._on_failure)
+
+    async def _change(self, refusing: PublishChannel) -> None:
+        """Go on over another channel than one that refuses, unless somebody has seen to that."""
+        loop = asyncio.get_running_loop()
+        async with self._changing:
+            if self._channel is not refusing or loop.time() < self._changed_at + CHANGE_EVERY:
+                return
+            try:
+                channel = await self._channels.another()
+            except BrokerError as error:
+                refusing.fail(f"no other channel could be opened: {error}")
+                return
+            if self._channel is refusing:  # else the session has ended, and the channel with it
+                self._channel, self._changed_at = self._on(channel), loop.time()
+                self._retiring[refusing] = loop.create_task(self._retire(refusing))
+
+    async def _retire(self, channel: PublishChannel) -> None:
+        """Close a channel once whatever was published over it has its answer."""
+        await channel.answered()
+        del self._retiring[channel]
+        await self._channels.let_go(channel.channel)

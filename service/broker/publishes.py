@@ -60,6 +60,7 @@ class PublishChannel:
         is_blocked: Callable[[], bool],
         on_failure: Callable[[str], None],
     ) -> None:
+        self.channel = channel
         self._number = channel.number
         self._frame_max = channel.connection.connection_tune.frame_max or 0
         self._timeout = timeout
@@ -101,6 +102,15 @@ class PublishChannel:
             self._loop.call_soon(self._flush)
         return publish.answer
 
+    async def answered(self) -> None:
+        """Wait until everybody who has published has an answer."""
+        while open_ones := [one.answer for one in self._waiting if not one.answer.done()]:
+            await asyncio.wait(open_ones)
+
+    @property
+    def _waiting(self) -> tuple[_Publish, ...]:
+        return (*self._unanswered.values(), *(publish for publish, *_ in self._unsent))
+
     def settled(self, tag: int, *, multiple: bool, taken: bool) -> None:
         """Take in an ack or a nack; a tag that is not known has been given up."""
         answer = Answer.TAKEN if taken else Answer.REFUSED
@@ -129,7 +139,7 @@ class PublishChannel:
             self._timer.cancel()
         if self._sending is not None:
             self._sending.cancel()
-        for publish in (*self._unanswered.values(), *(publish for publish, *_ in self._unsent)):
+        for publish in self._waiting:
             if not publish.answer.done():
                 publish.answer.set_result(Answer.UNKNOWN)
         self._unanswered.clear()
@@ -183,8 +193,7 @@ class PublishChannel:
         now = self._loop.time()
         if self._is_blocked():
             self._unblocked = now + self._timeout  # then the broker has had time for them
-        waiting = (*self._unanswered.values(), *(publish for publish, *_ in self._unsent))
-        oldest = min((p.since for p in waiting if not p.answer.done()), default=None)
+        oldest = min((p.since for p in self._waiting if not p.answer.done()), default=None)
         self._timer = None
         if oldest is None:
             return

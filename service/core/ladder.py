@@ -24,7 +24,7 @@ def seconds_for(delay: float) -> int:
     """Return the whole seconds for which a delay goes up the ladder; rounded up, at most MAX_DELAY.
 
     Each set bit is a hop, so the low bits of a long delay are rounded away: never early, and late by
-    less than 1 %.
+    less than 1 %.  With more of them places in line would coincide, and a narrow target put them off again.
     """
     whole = min(max(0, math.ceil(delay)), MAX_DELAY)
     spare = max(0, whole.bit_length() - _SPARED_BITS_FROM)

@@ -9,6 +9,12 @@ SLOT_MIN = 1.0
 SLOT_MAX = 600.0
 EJECTED_BASE = 20.0
 EJECTED_MAX = 900.0
+RETURN_RATE = 250.0
+"""Deliveries a second that come back for one subscription while its targets are out of the rotation.
+
+Each of these trips costs the broker about as much as two events; what comes back all at once is in the way of
+everybody.
+"""
 RETRY_AFTER_MAX = 86400.0
 
 
@@ -19,16 +25,35 @@ def retry_delay(policy: RetryPolicy, round_number: int, jitter: float) -> float 
     return policy.schedule[round_number - 1] * (1 + policy.jitter * jitter)
 
 
-def ejected_delay(deferrals: int, until_probe: float, jitter: float) -> float:
+def ejected_delay(deferrals: int, until_probe: float, jitter: float, ahead: float = 0.0) -> float:
     """Return how long to put off a delivery whose targets are all out of the rotation.
 
     Not before the next probe, and doubling from 20 s to 15 min with each deferral of the same delivery,
     so that a backlog of an hours-long outage costs the broker little.  The jitter adds up to as much
-    again: what was put off at one moment comes back spread out, so that at any time something of a
-    backlog is there to probe with, and a target that is back is not met by all of it at once.
+    again, and `ahead` what those before it take to come back: what was put off at one moment comes back
+    spread out, so that at any time something of a backlog is there to probe with, and neither the broker nor
+    a target that is back is met by all of it at once.  A line too long for half an hour is spread over the
+    second half of that.
     """
     doubled = min(EJECTED_BASE * 2.0 ** min(deferrals, 16), EJECTED_MAX)
-    return max(until_probe, doubled) * (1 + abs(jitter))
+    soonest, stretch = max(until_probe, doubled), 1 + abs(jitter)
+    delay = soonest * stretch + ahead
+    return delay if delay <= 2 * EJECTED_MAX else max(soonest, EJECTED_MAX) * stretch
+
+
+class Returns:
+    """The deliveries of one subscription that are to come back once its targets may be tried again."""
+
+    __slots__ = ("_end",)
+
+    def __init__(self) -> None:
+        self._end = 0.0
+
+    def join(self, now: float, rate: float) -> float:
+        """Return the seconds until those before this one are back, at `rate` a second."""
+        ahead = max(0.0, self._end - now)
+        self._end = now + min(ahead + 1.0 / rate, 2 * EJECTED_MAX)
+        return ahead
 
 
 class Line:

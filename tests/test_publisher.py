@@ -1,0 +1,139 @@
+"""A publisher that is told no: it tries again, over another channel, and loses sight of nothing."""
+
+import asyncio
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pamqp.commands import Basic
+
+from service.broker import publisher
+from service.broker.publisher import Confirmed, Publisher, Unconfirmed
+from service.errors import BrokerError
+from tests.test_broker import until
+from tests.test_publishes import Wire, turns
+
+
+class Session:
+    """Channels on one wire, numbered from 1; `full` opens no more."""
+
+    def __init__(self) -> None:
+        self.wire = Wire()
+        self.opened = 0
+        self.gone: list[int] = []
+        self.failures: list[str] = []
+        self.full = False
+
+    async def another(self) -> Any:
+        await asyncio.sleep(0)
+        if self.full:
+            raise BrokerError("too many channels")
+        self.opened += 1
+        closing = asyncio.get_running_loop().create_future()
+        return SimpleNamespace(number=self.opened, connection=self.wire, closing=closing)
+
+    async def let_go(self, channel: Any) -> None:
+        self.gone.append(channel.number)
+        channel.closing.set_result(None)
+
+    async def publisher(self, patience: float = 60.0) -> Publisher:
+        it = Publisher(patience)
+        await it.use(self, self.failures.append)
+        return it
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(publisher, "NACK_PAUSE", 0.01)
+
+
+def sent_over_the_second(session: Session, count: int) -> bool:
+    return session.wire.published(channel=2) == count
+
+
+def publishing(it: Publisher) -> "asyncio.Task[Any]":
+    return asyncio.create_task(it.publish("x", "", b"x", Basic.Properties()))
+
+
+async def test_what_was_refused_goes_over_another_channel_and_the_old_one_is_closed_when_all_is_answered():
+    session = Session()
+    it = await session.publisher()
+    refused, slow = publishing(it), publishing(it)
+    await turns()
+    await session.wire.answer(Basic.Nack(1))
+    await until(partial(sent_over_the_second, session, 1))
+    assert not session.gone
+    await session.wire.answer(Basic.Ack(1), channel=2)
+    assert await refused == Confirmed()
+    await session.wire.answer(Basic.Ack(2))
+    assert await slow == Confirmed()
+    await until(lambda: session.gone == [1])
+    after = publishing(it)
+    await turns()
+    await session.wire.answer(Basic.Ack(2), channel=2)
+    assert await after == Confirmed()
+    assert not session.failures
+
+
+async def test_the_channel_is_not_changed_at_every_no():
+    session = Session()
+    it = await session.publisher()
+    refused = publishing(it)
+    await turns()
+    await session.wire.answer(Basic.Nack(1))
+    for number in range(1, 6):
+        await until(partial(sent_over_the_second, session, number))
+        await session.wire.answer(Basic.Nack(number) if number < 5 else Basic.Ack(5), channel=2)
+    assert await refused == Confirmed()
+    assert session.opened == 2
+
+
+async def test_whoever_is_refused_at_once_with_others_changes_the_channel_once():
+    session = Session()
+    it = await session.publisher()
+    refused = [publishing(it) for _ in range(20)]
+    await turns()
+    await session.wire.answer(Basic.Nack(20, multiple=True))
+    await until(partial(sent_over_the_second, session, 20))
+    await session.wire.answer(Basic.Ack(20, multiple=True), channel=2)
+    assert await asyncio.gather(*refused) == [Confirmed()] * 20
+    assert session.opened == 2
+
+
+async def test_where_no_channel_can_be_opened_the_session_is_given_up():
+    session = Session()
+    it = await session.publisher()
+    refused, slow = publishing(it), publishing(it)
+    await turns()
+    session.full = True
+    await session.wire.answer(Basic.Nack(1))
+    reason = "no other channel could be opened: too many channels"
+    assert await refused == await slow == Unconfirmed(reason)
+    assert session.failures == [reason]
+
+
+async def test_a_session_that_ends_takes_channels_with_it_that_wait_for_answers():
+    session = Session()
+    it = await session.publisher()
+    refused, slow = publishing(it), publishing(it)
+    await turns()
+    await session.wire.answer(Basic.Nack(1))
+    await until(partial(sent_over_the_second, session, 1))
+    it.abandon()
+    assert await refused == await slow == Unconfirmed("the session was given up")
+    assert await publishing(it) == Unconfirmed("not connected to the broker")
+    assert not session.failures
+
+
+async def test_what_is_refused_for_too_long_ends_the_session(monkeypatch):
+    monkeypatch.setattr(publisher, "NACK_PAUSE", 0.1)
+    session = Session()
+    it = await session.publisher(patience=0.05)
+    refused = publishing(it)
+    await turns()
+    await session.wire.answer(Basic.Nack(1))
+    await until(partial(sent_over_the_second, session, 1))
+    await session.wire.answer(Basic.Nack(1), channel=2)
+    assert await refused == Unconfirmed("'x' took no message for too long")
+    assert session.failures == ["'x' took no message for too long"]
