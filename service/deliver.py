@@ -337,9 +337,7 @@ class Deliverer:
     ) -> bool:
         match decision:
             case Retry(at=at):
-                return await self._outbox.put_off(
-                    replace(delivery, round=delivery.round + 1, not_before=at), at
-                )
+                return await self._outbox.put_off(replace(delivery, round=delivery.round + 1), at)
             case Defer(at=at):
                 if expires(delivery, subscription.retry, at):
                     return await self._bury(delivery, Reason.EXPIRED)
@@ -354,7 +352,7 @@ class Deliverer:
                 assert_never(decision)
 
     async def _put_off(self, delivery: Delivery, decision: Defer) -> bool:
-        later = replace(delivery, deferrals=delivery.deferrals + 1, not_before=decision.at)
+        later = replace(delivery, deferrals=delivery.deferrals + 1)
         self._report.deferred(later, decision)
         return await self._outbox.put_off(later, decision.at)
 

@@ -30,7 +30,9 @@ class Outbox:
         wait = at - self._clock.now()
         seconds = ladder.seconds_for(wait)
         # What one trip covers is not judged by the clock again, which may have been set meanwhile.
-        delivery = replace(delivery, not_before=at if wait > ladder.MAX_DELAY else 0.0)
+        not_before = at if wait > ladder.MAX_DELAY else 0.0
+        if delivery.not_before != not_before:
+            delivery = replace(delivery, not_before=not_before)
         exchange, way = self._names.route_in(seconds)
         published = await self._publisher.publish(
             exchange, "", delivery.event.data, codec.delivery_properties(delivery, way)

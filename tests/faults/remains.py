@@ -1,14 +1,14 @@
 """What lies in the queues at the end: every message is taken out and entered in the ledger."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from aiormq.abc import AbstractConnection, DeliveredMessage
-from pamqp.commands import Basic
+from aiormq.abc import AbstractConnection
 
 from service.broker.connection import Address, open_connection
+from service.broker.deliveries import Delivered, consume
 from service.broker.topology import Names
 from service.core import ladder
 from tests.faults.ledger import REJECTED, Ledger, Place
@@ -69,23 +69,23 @@ class Remains:
         count = (await channel.queue_declare(queue, passive=True)).message_count or 0
         taken, last = 0, 0
         if count:
-            inbox: asyncio.Queue[DeliveredMessage] = asyncio.Queue()
-            await channel.basic_consume(queue, _into(inbox))
+            inbox: asyncio.Queue[Delivered] = asyncio.Queue()
+            await consume(channel, queue, inbox.put_nowait, prefetch=0)
             # A message that expires meanwhile is counted and does not come: a later pass finds it.
             with suppress(TimeoutError):
                 while taken < count:
                     async with asyncio.timeout(IDLE):
                         message = await inbox.get()
                     self._enter(place, message, ledger)
-                    taken, last = taken + 1, _tag(message)
+                    taken, last = taken + 1, message.tag
             if taken:
                 # One ack for all: of many the broker may hold some back when the channel closes.
                 await channel.basic_ack(last, multiple=True)
         await channel.close()
         return taken
 
-    def _enter(self, place: Place, message: DeliveredMessage, ledger: Ledger) -> None:
-        headers: Mapping[str, Any] = message.header.properties.headers or {}
+    def _enter(self, place: Place, message: Delivered, ledger: Ledger) -> None:
+        headers: Mapping[str, Any] = message.properties.headers or {}
         subscription_id = headers.get("subscription-id")
         if subscription_id is not None:
             ledger.see(place, (str(headers["event-id"]), str(subscription_id)))
@@ -107,17 +107,3 @@ async def depths(url: str, queues: list[str]) -> dict[str, int]:
         }
     finally:
         await connection.close()
-
-
-def _into(
-    inbox: "asyncio.Queue[DeliveredMessage]",
-) -> Callable[[DeliveredMessage], Coroutine[None, None, None]]:
-    async def on_message(message: DeliveredMessage) -> None:
-        inbox.put_nowait(message)
-
-    return on_message
-
-
-def _tag(message: DeliveredMessage) -> int:
-    told = message.delivery
-    return (told.delivery_tag or 0) if isinstance(told, Basic.Deliver) else 0
