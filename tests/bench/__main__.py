@@ -8,20 +8,25 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import uvloop
 
 from service.errors import BrokerError
-from service.rabbitmq import USUAL_LOG, PrivateBroker
+from service.rabbitmq import SMALL_LOG, USUAL_LOG, PrivateBroker
 from tests.bench.measure import measure
 from tests.bench.plan import FULL, QUICK, Plan
 from tests.bench.processes import MeasuringError
 from tests.bench.report import Report
 
-PARTS = ("figures", "isolation")
+FIGURES: Final = "figures"
+ISOLATION: Final = "isolation"
+PARTS: Final = (FIGURES, ISOLATION)
+_LOG_SIZES: Final = {FIGURES: USUAL_LOG, ISOLATION: SMALL_LOG}
+"""Isolation compares seconds: each of its windows must hold some splits of the broker's log, or none does."""
 
 
 def main() -> int:
@@ -32,9 +37,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     told = parser.parse_args()
     try:
-        with _broker() as url:
-            plan = QUICK if told.quick else FULL
-            report = uvloop.run(_until_interrupted(url, plan, told.only or PARTS))
+        report = _measure(QUICK if told.quick else FULL, [told.only] if told.only else PARTS)
     except (MeasuringError, BrokerError) as error:
         sys.stderr.write(f"bench: {error}\n")
         return 1
@@ -46,23 +49,34 @@ def main() -> int:
     return 0
 
 
+def _measure(plan: Plan, parts: Sequence[str]) -> Report:
+    report: Report | None = None
+    for part in parts:
+        with _broker(_LOG_SIZES[part]) as url:
+            found = uvloop.run(_until_interrupted(url, plan, part))
+        if report is None:
+            report = found
+        else:
+            report.isolation = found.isolation
+    assert report is not None
+    return report
+
+
 @contextmanager
-def _broker() -> Iterator[str]:
+def _broker(log_size: int) -> Iterator[str]:
     if url := os.environ.get("AMQP_URL"):
         yield url
         return
-    with PrivateBroker(log_size=USUAL_LOG) as broker:
+    with PrivateBroker(log_size=log_size) as broker:
         yield broker.url
 
 
-async def _until_interrupted(url: str, plan: Plan, parts: Collection[str]) -> Report:
+async def _until_interrupted(url: str, plan: Plan, part: str) -> Report:
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    return await measure(
-        url, plan, _tell, figures="figures" in parts, isolation="isolation" in parts
-    )
+    return await measure(url, plan, _tell, figures=part == FIGURES, isolation=part == ISOLATION)
 
 
 def _tell(what: str) -> None:

@@ -61,7 +61,7 @@ _POLL: Final = 0.25
 _PUT_OFF: Final = ("delivery.deferred", "attempt.failed")
 _MINUTE: Final = 60.0
 _FEWEST: Final = 10
-_CAUGHT_UP: Final = 1.0
+_CAUGHT_UP: Final = 0.25
 """Seconds from publish to arrival, at the most, at a dispatcher that keeps up.
 
 RabbitMQ's count of a quorum queue does not tell: it is 0 when a busy queue takes longer over it than 250 ms.
