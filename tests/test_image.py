@@ -131,7 +131,14 @@ def buildah(tmp_path_factory) -> Iterator[Buildah]:
         yield buildah
         buildah("rm", "--all")
     finally:
+        _unmount_below(folder)  # what an interrupted buildah has left
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unmount_below(folder: Path) -> None:
+    mounted = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for place in reversed([one for one in mounted if one.startswith(f"{folder}/")]):
+        subprocess.run(["umount", place], check=False)
 
 
 def _bootstrapped(folder: Path) -> Path:
