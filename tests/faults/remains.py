@@ -14,6 +14,8 @@ from service.core import ladder
 from tests.faults.ledger import REJECTED, Ledger, Place
 
 IDLE: Final = 5.0
+ACK_EVERY: Final = 500
+"""A quorum queue has no more than 2,000 messages unacked at a consumer, however many it may."""
 EMPTY_PASSES: Final = 2
 PAUSE: Final = 0.4
 """Between two passes: a message on its way from one level to the next is in neither for a moment."""
@@ -78,8 +80,10 @@ class Remains:
                         message = await inbox.get()
                     self._enter(place, message, ledger)
                     taken, last = taken + 1, message.tag
-            if taken:
-                # One ack for all: of many the broker may hold some back when the channel closes.
+                    if taken % ACK_EVERY == 0:
+                        await channel.basic_ack(last, multiple=True)
+            if taken % ACK_EVERY:
+                # One ack for many: of single ones the broker may hold some back when the channel closes.
                 await channel.basic_ack(last, multiple=True)
         await channel.close()
         return taken

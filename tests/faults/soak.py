@@ -39,6 +39,8 @@ WARM: Final = 0.25
 MEMORY_GROWTH: Final = 1.10
 """By how much the last quarter's memory may exceed the second's: the allocator's breath, no leak."""
 SPARE_DESCRIPTORS: Final = 16
+REST_TIMEOUT: Final = 900.0
+"""Seconds for what the faults of an hour have put in the way."""
 READ_TIMEOUT: Final = 900.0
 """Seconds in which what an hour leaves in the queues is read: some ten thousand dead letters."""
 
@@ -214,7 +216,7 @@ class Soak:
             it.replicas.append(self._witness)
             for replica in it.replicas:
                 await it.ready(replica)
-            await it.settle()
+            await it.settle(REST_TIMEOUT)
         except (HangError, AssertionError) as error:
             self._problems.append(f"at the end: {error}")
 

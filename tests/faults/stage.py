@@ -150,8 +150,8 @@ class Stage:
         (folder / "rabbitmq.log").write_text(self.broker.output)
         return folder
 
-    async def settle(self) -> None:
-        """Wait until nothing is under way any more but what waits for hours."""
+    async def settle(self, patience: float = SETTLE_TIMEOUT) -> None:
+        """Wait, for so many seconds, until nothing is under way any more but what waits for hours."""
         quiet = 0
 
         async def is_quiet() -> bool:
@@ -159,7 +159,7 @@ class Stage:
             quiet = quiet + 1 if await self._is_quiet() else 0
             return quiet == QUIET_LOOKS
 
-        await self.until(is_quiet, "every queue that is worked on gets empty", SETTLE_TIMEOUT)
+        await self.until(is_quiet, "every queue that is worked on gets empty", patience)
 
     async def _is_quiet(self) -> bool:
         for replica in self.replicas:
