@@ -243,9 +243,14 @@ class Deliverer:
                 return self._in_line(state, cause, now, obstacle.until)
 
     def _come_back(self, run: _Run, cause: DeferCause, until_probe: float) -> Defer:
+        delivery, now, jitter = run.delivery, self._clock.now(), _jitter()
         ahead = run.state.returns_ahead(self._clock.monotonic())
-        delay = ejected_delay(run.delivery.deferrals, until_probe, _jitter(), ahead)
-        return Defer(self._clock.now() + delay, cause)
+        at = now + ejected_delay(delivery.deferrals, until_probe, jitter, ahead)
+        if expires(
+            delivery, run.state.subscription.retry, at
+        ):  # a long line is no reason to give up
+            at = now + ejected_delay(delivery.deferrals, until_probe, jitter)
+        return Defer(at, cause)
 
     def _in_line(
         self, state: SubscriptionState, cause: DeferCause, now: float, not_before: float

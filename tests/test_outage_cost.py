@@ -8,7 +8,7 @@ import asyncio
 import math
 import random
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from pamqp.commands import Basic
 
+from service import states
 from service.core.delivery import Answered, Failed, FailureKind, Outcome
 from service.core.health import FULL_WEIGHT
 from service.core.subscription import Subscription, Target
@@ -153,6 +154,36 @@ def test_a_pause_costs_few_publishes(deliveries: int):
     play(it, body, prefetch=1024, attempts=512, slow=128)
     assert len(it.published) == deliveries
     check_cost(it)
+
+
+def slow_returns(monkeypatch, subscription: Subscription) -> Outage:
+    """Return an outage of two minutes with 300 deliveries put off, of which ten a second may come back."""
+    monkeypatch.setattr(states, "RETURN_RATE", 10.0)
+    it = Outage.of(subscription, DOWN["refuses connections"], seconds=2 * MINUTE)
+
+    async def body(_: Process) -> None:
+        for number in range(300):
+            it.arrive(number)
+        await it.until_rest()
+
+    play(it, body, prefetch=1024, attempts=512, slow=128)
+    return it
+
+
+def test_a_backlog_comes_back_in_line(monkeypatch):
+    it = slow_returns(monkeypatch, ORDERS)
+    assert len(it.accepted) == 300
+    back = sorted(times[1] for times in it.published.values())
+    # But for the few that were tried, and come back for another reason; without a line it is 20 s.
+    assert back[-15] - back[15] > 25.0
+    assert max(Counter(map(int, back)).values()) <= 2 * 10
+
+
+def test_the_line_puts_nothing_off_past_its_age(monkeypatch):
+    hasty = replace(ORDERS, retry=replace(ORDERS.retry, max_age=35.0))
+    monkeypatch.setattr("service.core.schedule.EJECTED_BASE", 5.0)
+    it = slow_returns(monkeypatch, hasty)
+    assert all(times[0] < 1.0 and len(times) > 1 for times in it.published.values())
 
 
 def weight_of(process: Process, subscription: Subscription) -> int:

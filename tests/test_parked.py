@@ -11,6 +11,7 @@ from pamqp.commands import Basic
 from service.broker import codec, topology
 from service.broker.connection import Address
 from service.broker.parked import Parked, ParkedQueue, connected
+from service.broker.wire import head_frames
 from service.core.delivery import Attempt, Delivery, Reason
 from service.core.event import Event
 from service.errors import EventRejected
@@ -213,6 +214,16 @@ def test_headers_too_large_to_carry_on_are_dropped_and_it_is_said():
     told = codec.read_rejected(parked, "k", b"")
     assert told.detail == "no (its headers could not be kept)"
     assert len(parked.headers or {}) < 10
+
+
+def test_a_rejected_event_fits_into_its_frame_however_long_the_names_of_its_headers_are():
+    names = [f"{number:03}".ljust(255, "n") for number in range(504)]
+    original = Basic.Properties(message_id="m" * 255, headers=dict.fromkeys(names))
+    rejection = EventRejected("not_json", "d" * 2000)
+    rejection.event_id = "e" * 2000
+    parked = codec.rejected_properties(original, "k" * 255, rejection, NOW)
+    assert len(head_frames(1, "webhooks.rejected", "", parked, 0)) < 131_072
+    assert "could not be kept" in str((parked.headers or {})[codec.DETAIL])
 
 
 def test_what_the_broker_parked_itself_is_poison():

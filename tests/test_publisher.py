@@ -52,6 +52,17 @@ def sent_over_the_second(session: Session, count: int) -> bool:
     return session.wire.published(channel=2) == count
 
 
+async def refused_beside_a_slow_one(
+    session: Session, it: Publisher
+) -> "tuple[asyncio.Task[Any], asyncio.Task[Any]]":
+    """Return a publish that goes over the second channel now, and one without an answer on the first."""
+    refused, slow = publishing(it), publishing(it)
+    await turns()
+    await session.wire.answer(Basic.Nack(1))
+    await until(partial(sent_over_the_second, session, 1))
+    return refused, slow
+
+
 def publishing(it: Publisher) -> "asyncio.Task[Any]":
     return asyncio.create_task(it.publish("x", "", b"x", Basic.Properties()))
 
@@ -59,10 +70,7 @@ def publishing(it: Publisher) -> "asyncio.Task[Any]":
 async def test_what_was_refused_goes_over_another_channel_and_the_old_one_is_closed_when_all_is_answered():
     session = Session()
     it = await session.publisher()
-    refused, slow = publishing(it), publishing(it)
-    await turns()
-    await session.wire.answer(Basic.Nack(1))
-    await until(partial(sent_over_the_second, session, 1))
+    refused, slow = await refused_beside_a_slow_one(session, it)
     assert not session.gone
     await session.wire.answer(Basic.Ack(1), channel=2)
     assert await refused == Confirmed()
@@ -116,10 +124,7 @@ async def test_where_no_channel_can_be_opened_the_session_is_given_up():
 async def test_a_session_that_ends_takes_channels_with_it_that_wait_for_answers():
     session = Session()
     it = await session.publisher()
-    refused, slow = publishing(it), publishing(it)
-    await turns()
-    await session.wire.answer(Basic.Nack(1))
-    await until(partial(sent_over_the_second, session, 1))
+    refused, slow = await refused_beside_a_slow_one(session, it)
     it.abandon()
     assert await refused == await slow == Unconfirmed("the session was given up")
     assert await publishing(it) == Unconfirmed("not connected to the broker")

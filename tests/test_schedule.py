@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,8 @@ from service.core.schedule import (
     ejected_delay,
     retry_delay,
 )
-from service.core.subscription import RetryPolicy
+from service.core.subscription import RetryPolicy, Subscription, Target
+from service.states import States
 
 
 @given(
@@ -66,6 +68,14 @@ def test_a_backlog_comes_back_at_its_rate_however_fast_it_was_put_off():
     assert back[-1] <= 20.0 * 2 + 50_000 / 250
     in_a_second = Counter(int(at) for at in back)
     assert max(in_a_second.values()) <= 260
+
+
+def test_replicas_share_the_line_of_returns_and_a_reload_keeps_it():
+    states = States(replicas=2)
+    before = Subscription("a", ("order.#",), (Target("https://a.example/"),))
+    for _ in range(1250):
+        states.of(before).returns_ahead(100.0)
+    assert states.of(replace(before)).returns_ahead(100.0) == pytest.approx(10.0)
 
 
 def test_a_line_of_returns_that_is_too_long_is_spread_over_a_quarter_of_an_hour():

@@ -16,8 +16,8 @@ from typing import Any, Final
 import orjson
 from pamqp.commands import Basic
 from pamqp.common import FieldTable, FieldValue
-from pamqp.encode import field_table
 
+from service.broker.wire import packed_table
 from service.core.delivery import Attempt, Delivery, Reason
 from service.core.event import Event
 from service.errors import EventRejected
@@ -259,7 +259,7 @@ def _carried_over(
 
 def _fits(headers: FieldTable) -> bool:
     try:
-        return len(field_table(headers)) <= _HEADER_ROOM
+        return len(packed_table(headers)) <= _HEADER_ROOM
     except (TypeError, ValueError, OverflowError, RecursionError, AttributeError):
         return False
 

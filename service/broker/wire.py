@@ -182,7 +182,7 @@ def _content_header(properties: Basic.Properties, body_size: int) -> bytes:
             continue
         flags |= bit
         if name == "headers":
-            parts.append(_packed_table(value))
+            parts.append(packed_table(value))
         elif name == "timestamp":
             parts.append(encode.timestamp(value))
         elif name in _OCTETS:
@@ -199,7 +199,8 @@ def _short(text: str, name: str) -> bytes:
     return bytes((len(raw),)) + raw
 
 
-def _packed_table(values: FieldTable) -> bytes:
+def packed_table(values: FieldTable) -> bytes:
+    """Return a field table as it is written.  Raises TypeError or ValueError for what AMQP cannot carry."""
     parts = []
     for name, value in values.items():
         parts.append(_short(name, "the name of a header"))
