@@ -173,9 +173,12 @@ def slow_returns(monkeypatch, subscription: Subscription) -> Outage:
 def test_a_backlog_comes_back_in_line(monkeypatch):
     it = slow_returns(monkeypatch, ORDERS)
     assert len(it.accepted) == 300
-    back = sorted(times[1] for times in it.published.values())
-    # But for the few that were tried, and come back for another reason; without a line it is 20 s.
-    assert back[-15] - back[15] > 25.0
+    again = [times[1] for times in it.published.values()]
+    back = [
+        at for at in again if at > 10.0
+    ]  # the few that were tried come back sooner, for a retry
+    assert len(back) > 250
+    assert max(back) - min(back) > 25.0  # without a line it is 20 s
     assert max(Counter(map(int, back)).values()) <= 2 * 10
 
 
