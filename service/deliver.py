@@ -34,7 +34,7 @@ from service.core.delivery import (
     expires,
 )
 from service.core.health import TargetState, Unavailable
-from service.core.schedule import ejected_delay
+from service.core.schedule import ejected_delay, missed_delay
 from service.core.subscription import Subscription, Target
 from service.prepared import Prepared
 from service.report import Reporter
@@ -216,8 +216,10 @@ class Deliverer:
     ) -> Decision:
         """Run the round, with these targets to begin with."""
         state = run.state
-        if state.bucket is not None and not state.bucket.take(now):
-            return self._in_line(state, DeferCause.RATE_LIMITED, now, now)
+        is_new = run.delivery.round == 1 and run.delivery.deferrals == 0
+        limit = state.limit(now, is_new=is_new)
+        if limit is not None:
+            return self._in_line(run, limit, now, now)
         run.latest = now + ROUND_LIMIT
         slow = state.is_slow(now)
         budget.begin(slow=slow)
@@ -240,7 +242,7 @@ class Deliverer:
             case DeferCause.SLOW if budget.lane == "intake":
                 return Defer(self._clock.now(), obstacle.cause)
             case cause:
-                return self._in_line(state, cause, now, obstacle.until)
+                return self._in_line(run, cause, now, obstacle.until)
 
     def _come_back(self, run: _Run, cause: DeferCause, until_probe: float) -> Defer:
         delivery, now, jitter = run.delivery, self._clock.now(), _jitter()
@@ -252,10 +254,10 @@ class Deliverer:
             at = now + ejected_delay(delivery.deferrals, until_probe, jitter)
         return Defer(at, cause)
 
-    def _in_line(
-        self, state: SubscriptionState, cause: DeferCause, now: float, not_before: float
-    ) -> Defer:
-        delay = state.line.reserve(now, state.capacity(now), not_before, random.random())  # noqa: S311
+    def _in_line(self, run: _Run, cause: DeferCause, now: float, not_before: float) -> Defer:
+        state, draw = run.state, random.random()  # noqa: S311 - spreads load, guards nothing
+        soonest = max(not_before, now + missed_delay(run.delivery.deferrals))
+        delay = state.line.reserve(now, state.capacity(now), soonest, draw)
         return Defer(self._clock.now() + delay, cause)
 
     async def _attempts(

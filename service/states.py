@@ -79,6 +79,20 @@ class SubscriptionState:
         """Have one more delivery come back later; returns the seconds that those before it take."""
         return self._returns.join(now, self._return_rate)
 
+    def limit(self, now: float, *, is_new: bool) -> DeferCause | None:
+        """Take the room of a rate limit for a round; returns the limit that leaves none.
+
+        One that is new leaves it to those in line, and has what these do not use.
+        """
+        if is_new and self.line.is_taken(now):
+            if self.bucket is not None and not self.bucket.is_idle(now):
+                return DeferCause.RATE_LIMITED
+            if all(target.pace and not target.pace.is_idle(now) for target in self.targets):
+                return DeferCause.THROTTLED
+        if self.bucket is not None and not self.bucket.take(now):
+            return DeferCause.RATE_LIMITED
+        return None
+
     def obstacle(self, now: float) -> Unavailable:
         """Return what stands in the way when no target can be tried, the soonest to pass."""
         found = [state.unavailable(now) for state in self.targets if state.target.weight > 0]

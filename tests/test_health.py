@@ -18,6 +18,7 @@ from service.core.health import (
     TargetState,
     Unavailable,
 )
+from service.core.pace import Pace
 from service.core.subscription import Target
 
 OK = Answered(200, 0.01)
@@ -227,3 +228,79 @@ def test_whatever_happens_a_target_comes_back_some_day(steps):
             attempt(target, outcome, now)
     assert target.unavailable(now + 2 * EJECTION_MAX) is None
     assert target.in_flight == 0
+
+
+def throttling(
+    target: TargetState, now: float, taken: int, refused: int, pause: float = 2.0
+) -> None:
+    """Let a target take some and answer the rest of what is under way 429, all at one moment."""
+    tickets = [target.begin(now) for _ in range(taken + refused)]
+    for place, ticket in enumerate(tickets):
+        outcome = OK if place < taken else Answered(429, 0.01, retry_after=pause)
+        target.end(ticket, outcome, now, 0.0)
+
+
+def test_what_is_refused_in_the_pause_of_a_target_that_takes_some_ejects_nobody():
+    target = state(max_in_flight=100)
+    for now in (0.0, 2.0, 4.0):
+        throttling(target, now, taken=5, refused=30)
+        assert target.health == "healthy"
+        assert target.unavailable(now + 1.9) == Unavailable(DeferCause.THROTTLED, now + 2.0)
+
+
+def test_one_that_takes_nothing_between_its_pauses_is_ejected():
+    target = state(max_in_flight=100)
+    throttling(target, 0.0, taken=5, refused=30)
+    throttling(target, 2.0, taken=0, refused=4)
+    assert target.health == "ejected"
+    assert target.pace is None
+
+
+def test_the_longest_pause_that_was_asked_for_counts():
+    target = state(max_in_flight=100)
+    throttling(target, 0.0, taken=5, refused=1, pause=2.0)
+    late = target.begin(1.0)
+    target.end(late, Answered(429, 0.01, retry_after=20.0), 1.0, 0.0)
+    assert target.unavailable(3.0) == Unavailable(DeferCause.THROTTLED, 21.0)
+
+
+def test_the_second_pause_tells_the_pace():
+    target = state(max_in_flight=100)
+    throttling(target, 0.0, taken=500, refused=3)
+    assert target.pace is None
+    throttling(target, 2.0, taken=10, refused=3)
+    assert target.pace is not None
+    assert target.pace.rate(4.0) == pytest.approx(5.0)
+    assert target.capacity(4.0) == pytest.approx(5.0)
+    assert target.unavailable(4.1) == Unavailable(DeferCause.THROTTLED, 4.1)
+    assert target.unavailable(4.3) is None
+    attempt(target, OK, 4.3)
+    assert target.unavailable(4.3) == Unavailable(DeferCause.THROTTLED, 4.3)
+
+
+def test_a_pace_that_was_too_much_is_less_after_the_pause_and_much_less_where_it_was_so_at_once():
+    pace = Pace(100.0, 2.0, 0.0)
+    pace.overstepped(2.0, 2.5)
+    assert pace.rate(4.5) == pytest.approx(50.0, rel=0.05)
+    pace.overstepped(2.0, 4.5 + 2.5)
+    assert 40.0 < pace.rate(9.0) < 50.0
+
+
+def test_a_pace_grows_until_it_no_longer_matters():
+    target = state(max_in_flight=100)
+    throttling(target, 0.0, taken=5, refused=1)
+    throttling(target, 2.0, taken=5, refused=1)
+    assert target.pace is not None
+    rates = [target.pace.rate(4.0 + seconds) for seconds in range(60)]
+    assert rates == sorted(rates)
+    assert target.unavailable(60.0) is None
+    assert target.pace is None
+
+
+@given(st.floats(0.0, 1e6), st.floats(0.0, 86400.0), st.floats(0.0, 1e9))
+def test_a_pace_is_never_nothing_nor_without_a_bound(rate, pause, later):
+    pace = Pace(rate, pause, 0.0)
+    assert 0.1 <= pace.rate(later) < float("inf")
+    pace.overstepped(pause, later)
+    pace.take()
+    assert isinstance(pace.allows(later + pause), bool)

@@ -258,6 +258,55 @@ def test_what_waits_for_it_brings_a_target_back_within_a_minute_without_a_new_ev
     assert late <= 25  # what was used to probe with waits for its next round
 
 
+@dataclass
+class Limit:
+    """A receiver that takes so many a second, after a burst of one second's worth, and answers the rest 429."""
+
+    world: World
+    rate: float
+    pause: float
+    tokens: float = 0.0
+    filled_at: float = 0.0
+
+    def answer(self, _url: str, _event_id: str, _nth: int) -> Outcome:
+        now = self.world.clock.seconds
+        earned = (now - self.filled_at) * self.rate
+        self.tokens, self.filled_at = min(max(self.rate, 1.0), self.tokens + earned), now
+        if self.tokens < 1.0:
+            return Answered(429, 0.01, retry_after=self.pause)
+        self.tokens -= 1.0
+        return OK
+
+
+@pytest.mark.parametrize(
+    ("rate", "pause", "offered"),
+    [(5.0, 1.0, 100), (5.0, 2.0, 100), (5.0, 2.0, 8), (100.0, 1.0, 300), (1.0, 10.0, 30)],
+)
+def test_a_target_that_throttles_gets_most_of_what_it_takes_and_is_not_ejected(
+    rate: float, pause: float, offered: int
+):
+    it = Outage.of(ORDERS, lambda: OK)
+    limit = Limit(it.world, rate, pause)
+    it.world.receivers.answer = limit.answer
+    changes: list[str] = []
+
+    async def body(process: Process) -> None:
+        for number in range(3 * round(MINUTE) * offered):
+            it.arrive(number)
+            if number % offered == 0:
+                changes.append(process.states.of(ORDERS).targets[0].health)
+            await asyncio.sleep(1 / offered)
+
+    play(it, body, prefetch=1024, attempts=512, slow=128)
+    last_two_minutes = sum(r.accepted and r.at >= MINUTE for r in it.world.receivers.requests)
+    assert last_two_minutes >= 0.6 * rate * 2 * MINUTE
+    assert set(changes) == {"healthy"}
+    assert it.most(MINUTE) <= MOST_IN_A_MINUTE + 1  # with a retry by schedule
+    refused = sum(not r.accepted for r in it.world.receivers.requests)
+    assert refused <= 0.15 * len(it.accepted)
+    assert len(it.accepted) == len(set(it.accepted))
+
+
 async def steadily(it: Outage, number: int) -> None:
     """Let an event come in every second."""
     while True:

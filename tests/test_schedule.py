@@ -9,16 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.core import ladder
+from service.core.delivery import DeferCause
 from service.core.schedule import (
     SLOT_MAX,
     Line,
     Returns,
     TokenBucket,
     ejected_delay,
+    missed_delay,
     retry_delay,
 )
 from service.core.subscription import RetryPolicy, Subscription, Target
-from service.states import States
+from service.states import States, SubscriptionState
 
 
 @given(
@@ -139,3 +141,28 @@ def test_the_headers_of_a_delay_are_the_levels_that_make_it_up(seconds):
     assert sum(2**level for level in entered) == seconds
     assert len(told) == len(entered)
     assert ladder.entry_level(seconds) == max(entered, default=0)
+
+
+def test_a_place_in_line_that_was_missed_is_followed_by_a_later_one():
+    assert [missed_delay(n) for n in (0, 1, 2, 3, 99)] == [0.0, 20.0, 40.0, 80.0, 300.0]
+
+
+def limited(rate: float) -> SubscriptionState:
+    return States(1).of(Subscription("a", ("#",), (Target("https://a.example/"),), rate_limit=rate))
+
+
+def test_a_new_delivery_leaves_the_room_of_a_rate_limit_to_those_in_line():
+    state = limited(10.0)
+    assert [state.limit(0.0, is_new=True) for _ in range(11)][-1] is DeferCause.RATE_LIMITED
+    state.line.reserve(0.0, 10.0, 0.0, 0.5)
+    assert state.limit(0.5, is_new=True) is DeferCause.RATE_LIMITED
+    assert state.limit(0.5, is_new=False) is None
+
+
+def test_a_new_delivery_has_what_those_in_line_do_not_use():
+    state = limited(10.0)
+    state.line.reserve(0.0, 10.0, 5.0, 0.5)
+    assert state.limit(0.0, is_new=True) is None
+    assert [state.limit(0.0, is_new=False) for _ in range(9)] == [None] * 9
+    assert state.limit(0.5, is_new=True) is DeferCause.RATE_LIMITED
+    assert state.limit(2.0, is_new=True) is None

@@ -8,6 +8,9 @@ Finagle (one half-open probe at a time).  Time is an argument: `now` in monotoni
                                         ^                        |
                                         +-------- failure -------+
 
+A target that throttles and takes something between its pauses is not ejected: it is given what it takes, at
+a pace of its own (`pace.py`).  What else it refuses while a pause lasts tells nothing new.
+
 The law: a target that answers again has its full weight within a minute, however long it was out, as
 long as something for it comes by every few seconds and a probe fails within 20 s.  The longest window
 and the ramp are 50 s.
@@ -18,6 +21,7 @@ from enum import StrEnum
 from urllib.parse import urlsplit, urlunsplit
 
 from service.core.delivery import Answered, DeferCause, Failed, FailureKind, Forbidden, Outcome
+from service.core.pace import Pace
 from service.core.subscription import Target
 
 FAILURES_TO_EJECT = 5
@@ -64,6 +68,13 @@ def is_health_failure(outcome: Outcome) -> bool:
             return False
 
 
+def _asked_pause(outcome: Outcome) -> float:
+    """Return the seconds for which an answer that is no success asks to be left alone, else 0."""
+    if not isinstance(outcome, Answered) or 200 <= outcome.status < 300:
+        return 0.0
+    return min(outcome.retry_after or 0.0, THROTTLE_MAX)
+
+
 def _is_ours(outcome: Outcome) -> bool:
     """Tell whether an attempt failed for a lack of our own, which tells nothing of the target."""
     return isinstance(outcome, Failed) and outcome.kind is FailureKind.LOCAL
@@ -80,13 +91,16 @@ class TargetState:
     """What a process knows of one target: rotation, health, load.
 
     `current` is the running value of smooth weighted round-robin; `latency` a moving average of whole
-    attempts in seconds (None before the first); `label` is the URL as logs may show it, without
+    attempts in seconds (None before the first); `pace` is there for one that throttles; `label` is the URL as logs may show it, without
     userinfo and query, and `host` its host.  `members` belongs to whoever writes log lines.
     """
 
     __slots__ = (
         "_next_start",
         "_starts",
+        "_taken",
+        "_throttles_from",
+        "_was_taking",
         "current",
         "ejected_since",
         "ejected_until",
@@ -97,6 +111,7 @@ class TargetState:
         "label",
         "latency",
         "members",
+        "pace",
         "probe",
         "ramp_from",
         "target",
@@ -117,6 +132,10 @@ class TargetState:
         self.throttled_until = 0.0
         self.gone = False
         self.latency: float | None = None
+        self.pace: Pace | None = None
+        self._throttles_from: float | None = None
+        self._was_taking = False
+        self._taken = 0
         self._starts: dict[int, float] = {}
         self._next_start = 0
 
@@ -153,11 +172,23 @@ class TargetState:
                 return Unavailable(DeferCause.EJECTED, until)
             if self.probe is not None:
                 return Unavailable(DeferCause.EJECTED, now + EJECTION_BASE)
+        return self._in_the_way(now)
+
+    def _in_the_way(self, now: float) -> Unavailable | None:
+        """Return what keeps an attempt from a target that is healthy, or may be."""
         if now < self.throttled_until:
             return Unavailable(DeferCause.THROTTLED, self.throttled_until)
         if len(self._starts) >= self.target.max_in_flight:
             return Unavailable(DeferCause.SATURATED, now)
+        if self.pace is not None and not self._is_in_pace(self.pace, now):
+            return Unavailable(DeferCause.THROTTLED, now)
         return None
+
+    def _is_in_pace(self, pace: Pace, now: float) -> bool:
+        if pace.rate(now) >= self._fastest(now):
+            self.pace = None  # it has grown until it no longer matters
+            return True
+        return pace.allows(now)
 
     def effective_weight(self, now: float) -> int:
         """Return the weight in hundredths: a recovered target ramps up from a tenth over 20 s."""
@@ -173,7 +204,11 @@ class TargetState:
         return self.busy_for(now) > SLOW_AFTER
 
     def capacity(self, now: float) -> float:
-        """Return the attempts a second that the target can take, judged by its recent latency."""
+        """Return the attempts a second that the target can take, judged by its latency and its pace."""
+        fastest = self._fastest(now)
+        return fastest if self.pace is None else min(self.pace.rate(now), fastest)
+
+    def _fastest(self, now: float) -> float:
         seconds = max(self.latency or 0.0, self.busy_for(now), 0.005)
         return self.target.max_in_flight / seconds
 
@@ -184,6 +219,8 @@ class TargetState:
         self._starts[ticket] = now
         if self.ejected_until is not None:
             self.probe = ticket
+        if self.pace is not None:
+            self.pace.take()
         return ticket
 
     def abandon(self, ticket: int) -> None:
@@ -207,6 +244,8 @@ class TargetState:
         if isinstance(outcome, Answered) and outcome.status == 410:
             self.gone = True
             return Change.GONE
+        if self._is_told_already(outcome, now):
+            return None
         change = self._throttle(outcome, now)
         if is_health_failure(outcome):
             probe_began = started if was_probe else None
@@ -219,17 +258,32 @@ class TargetState:
         else:
             self.latency += _LATENCY_SMOOTHING * (seconds - self.latency)
 
+    def _is_told_already(self, outcome: Outcome, now: float) -> bool:
+        """Tell whether this is one more refusal in the pause of a target that takes something between."""
+        if not self._was_taking or now >= self.throttled_until or not _asked_pause(outcome):
+            return False
+        self.throttled_until = max(self.throttled_until, now + _asked_pause(outcome))
+        return True
+
     def _throttle(self, outcome: Outcome, now: float) -> Change | None:
-        if (
-            not isinstance(outcome, Answered)
-            or 200 <= outcome.status < 300
-            or not outcome.retry_after
-        ):
+        pause = _asked_pause(outcome)
+        if not pause:
             return None
-        until = now + min(outcome.retry_after, THROTTLE_MAX)
         was_throttled = now < self.throttled_until
-        self.throttled_until = max(self.throttled_until, until)
-        return None if was_throttled else Change.THROTTLED
+        self.throttled_until = max(self.throttled_until, now + pause)
+        if was_throttled:
+            return None
+        self._learn_pace(pause, now)
+        return Change.THROTTLED
+
+    def _learn_pace(self, pause: float, now: float) -> None:
+        """Begin with what was taken since it first throttled, and take some off each time from then on."""
+        self._was_taking = self._taken > 0
+        if self.pace is not None:
+            self.pace.overstepped(pause, now)
+        elif self._throttles_from is not None and self._was_taking:
+            self.pace = Pace(self._taken / (now - self._throttles_from), pause, now)
+        self._throttles_from, self._taken = now, 0
 
     def _count_failure(self, now: float, jitter: float, probe_began: float | None) -> Change | None:
         self.failures += 1
@@ -238,6 +292,8 @@ class TargetState:
         if self.ejected_until is None and self.failures < FAILURES_TO_EJECT:
             return None
         self.ejections += 1
+        # It takes nothing: what it takes when it is back may be something else.
+        self.pace = self._throttles_from = None
         if self.ejected_since is None:
             self.ejected_since = now
         length = min(EJECTION_BASE * self.ejections, EJECTION_MAX) * (1 + EJECTION_JITTER * jitter)
@@ -248,6 +304,7 @@ class TargetState:
 
     def _count_success(self, now: float) -> Change | None:
         self.failures = 0
+        self._taken += 1
         if self.ejected_until is None:
             self.ejections = self.ejections if now - self.ramp_from < RAMP else 0
             return None

@@ -41,6 +41,15 @@ def ejected_delay(deferrals: int, until_probe: float, jitter: float, ahead: floa
     return delay if delay <= 2 * EJECTED_MAX else max(soonest, EJECTED_MAX) * stretch
 
 
+def missed_delay(deferrals: int) -> float:
+    """Return the seconds before another place in line is given to a delivery that has had so many.
+
+    Its place was of no use, as the target took less than it had seemed to, or others came before; what is put off
+    again and again soon costs the broker more than the delivery is worth.
+    """
+    return min(EJECTED_BASE * 2.0 ** (deferrals - 1), SLOT_MAX / 2) if deferrals else 0.0
+
+
 class Returns:
     """The deliveries of one subscription that are to come back once its targets may be tried again."""
 
@@ -81,6 +90,10 @@ class Line:
         self._next = slot + 1.0 / rate
         return slot - now
 
+    def is_taken(self, now: float) -> bool:
+        """Tell whether there are places still to come that are taken."""
+        return self._next > now
+
 
 class TokenBucket:
     """A rate limit: `rate` attempts per second, bursts of up to one second's worth."""
@@ -95,13 +108,21 @@ class TokenBucket:
 
     def take(self, now: float) -> bool:
         """Take one token; False when none is left."""
-        if self._filled_at is not None:
-            self._tokens = min(self.burst, self._tokens + (now - self._filled_at) * self.rate)
-        self._filled_at = now
+        self._fill(now)
         if self._tokens < 1.0:
             return False
         self._tokens -= 1.0
         return True
+
+    def is_idle(self, now: float) -> bool:
+        """Tell whether more could be taken than there is use for."""
+        self._fill(now)
+        return self._tokens >= self.burst - 1.0
+
+    def _fill(self, now: float) -> None:
+        if self._filled_at is not None:
+            self._tokens = min(self.burst, self._tokens + (now - self._filled_at) * self.rate)
+        self._filled_at = now
 
     def spend(self) -> None:
         """Take one token that must be had now; the next ones wait the longer."""
