@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from service.core.delivery import DeferCause
 from service.core.health import TargetState, Unavailable
-from service.core.schedule import RETURN_RATE, Line, Returns, TokenBucket
+from service.core.schedule import Line, ReturnLines, Returns, TokenBucket
 from service.core.subscription import Subscription
 
 
@@ -19,7 +19,7 @@ class SubscriptionState:
     """One subscription's targets, rate limit and line; all times in monotonic seconds."""
 
     __slots__ = (
-        "_return_rate",
+        "_return_lines",
         "_returns",
         "_waiters",
         "bucket",
@@ -28,12 +28,14 @@ class SubscriptionState:
         "targets",
     )
 
-    def __init__(self, subscription: Subscription, replicas: int) -> None:
+    def __init__(
+        self, subscription: Subscription, replicas: int, return_lines: ReturnLines
+    ) -> None:
         self.subscription = subscription
         self.targets = [TargetState(target) for target in subscription.targets]
         self.line = Line()
         self._returns = Returns()
-        self._return_rate = RETURN_RATE / replicas
+        self._return_lines = return_lines
         rate = subscription.rate_limit
         self.bucket = TokenBucket(rate / replicas) if rate else None
         self._waiters: deque[asyncio.Future[bool]] = deque()
@@ -77,7 +79,7 @@ class SubscriptionState:
 
     def returns_ahead(self, now: float) -> float:
         """Have one more delivery come back later; returns the seconds that those before it take."""
-        return self._returns.join(now, self._return_rate)
+        return self._returns.join(now, self._return_lines.rate(self._returns, now))
 
     def limit(self, now: float, *, is_new: bool) -> DeferCause | None:
         """Take the room of a rate limit for a round; returns the limit that leaves none.
@@ -161,6 +163,7 @@ class States:
 
     def __init__(self, replicas: int) -> None:
         self._replicas = replicas
+        self._return_lines = ReturnLines(replicas)
         self._states: dict[str, SubscriptionState] = {}
         self._removed: set[str] = set()
 
@@ -169,7 +172,7 @@ class States:
         state = self._states.get(subscription.id)
         if state is not None and state.subscription is subscription:
             return state
-        fresh = SubscriptionState(subscription, self._replicas)
+        fresh = SubscriptionState(subscription, self._replicas, self._return_lines)
         if state is not None:
             fresh.adopt(state)
         self._states[subscription.id] = fresh

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from pamqp.commands import Basic
 
-from service import states
+from service.core import schedule
 from service.core.delivery import Answered, Failed, FailureKind, Outcome
 from service.core.health import FULL_WEIGHT
 from service.core.subscription import Subscription, Target
@@ -158,7 +158,7 @@ def test_a_pause_costs_few_publishes(deliveries: int):
 
 def slow_returns(monkeypatch, subscription: Subscription) -> Outage:
     """Return an outage of two minutes with 300 deliveries put off, of which ten a second may come back."""
-    monkeypatch.setattr(states, "RETURN_RATE", 10.0)
+    monkeypatch.setattr(schedule, "RETURN_RATE", 10.0)
     it = Outage.of(subscription, DOWN["refuses connections"], seconds=2 * MINUTE)
 
     async def body(_: Process) -> None:
@@ -184,7 +184,7 @@ def test_a_backlog_comes_back_in_line(monkeypatch):
 
 def test_the_line_puts_nothing_off_past_its_age(monkeypatch):
     hasty = replace(ORDERS, retry=replace(ORDERS.retry, max_age=35.0))
-    monkeypatch.setattr("service.core.schedule.EJECTED_BASE", 5.0)
+    monkeypatch.setattr(schedule, "EJECTED_BASE", 5.0)
     it = slow_returns(monkeypatch, hasty)
     assert all(times[0] < 1.0 and len(times) > 1 for times in it.published.values())
 

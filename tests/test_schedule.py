@@ -13,6 +13,7 @@ from service.core.delivery import DeferCause
 from service.core.schedule import (
     SLOT_MAX,
     Line,
+    ReturnLines,
     Returns,
     TokenBucket,
     ejected_delay,
@@ -78,6 +79,16 @@ def test_replicas_share_the_line_of_returns_and_a_reload_keeps_it():
     for _ in range(1250):
         states.of(before).returns_ahead(100.0)
     assert states.of(replace(before)).returns_ahead(100.0) == pytest.approx(10.0)
+
+
+def test_lines_of_returns_share_a_rate_and_have_it_back_when_the_others_are_empty():
+    lines, many = ReturnLines(replicas=2), [Returns() for _ in range(4)]
+    assert lines.rate(many[0], 100.0) == 125.0
+    for one in many:
+        for _ in range(500):
+            one.join(100.0, lines.rate(one, 100.0))
+    assert [lines.rate(one, 102.0) for one in many] == [50.0] * 4
+    assert lines.rate(many[0], 200.0) == 125.0
 
 
 def test_a_line_of_returns_that_is_too_long_is_spread_over_a_quarter_of_an_hour():

@@ -15,6 +15,8 @@ RETURN_RATE = 250.0
 Each of these trips costs the broker about as much as two events; what comes back all at once is in the way of
 everybody.
 """
+RETURN_RATE_OF_ALL = 400.0
+"""The same for all subscriptions together, which share it."""
 RETRY_AFTER_MAX = 86400.0
 
 
@@ -63,6 +65,32 @@ class Returns:
         ahead = max(0.0, self._end - now)
         self._end = now + min(ahead + 1.0 / rate, 2 * EJECTED_MAX)
         return ahead
+
+    def is_empty(self, now: float) -> bool:
+        """Tell whether all are back."""
+        return self._end <= now
+
+
+class ReturnLines:
+    """The lines of all subscriptions: how fast each may be, so that together they are not too fast.
+
+    `replicas` share the rates.
+    """
+
+    __slots__ = ("_lines", "_looked_at", "_replicas")
+
+    def __init__(self, replicas: int) -> None:
+        self._replicas = replicas
+        self._lines: set[Returns] = set()
+        self._looked_at = float("-inf")
+
+    def rate(self, line: Returns, now: float) -> float:
+        """Return how many deliveries a second may come back in a line that one more joins."""
+        if now > self._looked_at + 1.0:
+            self._lines = {one for one in self._lines if not one.is_empty(now)}
+            self._looked_at = now
+        self._lines.add(line)
+        return min(RETURN_RATE, RETURN_RATE_OF_ALL / len(self._lines)) / self._replicas
 
 
 class Line:
