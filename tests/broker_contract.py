@@ -581,6 +581,35 @@ async def a_lost_session_gives_back_what_was_unsettled_and_settles_nothing_else(
 
 
 @law
+async def a_lane_goes_on_over_another_channel_than_one_with_a_message_in_the_way(rig: Rig) -> None:
+    seen: list[Message] = []
+    go_on = asyncio.Event()
+
+    async def handler(message: Message) -> None:
+        seen.append(message)
+        if len(seen) == 1:
+            await go_on.wait()
+        message.ack()
+
+    async with rig.layer(handler) as it:
+        for turn in range(30):
+            await rig.put("intake", *(b"%d" % (300 * turn + number) for number in range(300)))
+            await asyncio.sleep(0.1)  # on a fake clock nothing else takes time
+            if seen[-1].settler is not seen[0].settler:
+                break
+        assert seen[-1].settler is not seen[0].settler
+        assert not seen[0].lost
+        go_on.set()
+        await until(lambda: seen[0].lost)  # the channel is closed, as nothing waits for it
+        await rig.put("intake", b"the last")
+        await until(lambda: seen[-1].body == b"the last")
+        await it.lane.drained()
+        assert it.broker.consuming
+    assert len(bodies(seen)) == len(set(bodies(seen)))
+    assert await rig.ready("intake") == 0
+
+
+@law
 async def publishes_go_on_when_the_session_is_back(rig: Rig) -> None:
     async with rig.layer() as it:
         it.lose()

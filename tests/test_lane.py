@@ -22,12 +22,22 @@ class Channel:
         self.cancelled.append(consumer_tag)
 
 
+class Channels:
+    """Gives out one."""
+
+    def __init__(self) -> None:
+        self.one = Channel()
+
+    async def to_consume(self) -> Channel:
+        return self.one
+
+
 def _message(tag: int) -> Delivered:
     return Delivered(tag, False, "events", "order.shipped", Basic.Properties(), b"{}")
 
 
 async def test_a_lane_stopped_while_it_begins_to_consume_takes_nothing_and_cancels(monkeypatch):
-    channel: Any = Channel()
+    channels: Any = Channels()
     asked, answered = asyncio.Event(), asyncio.Event()
     given, taken = [], []
 
@@ -42,14 +52,14 @@ async def test_a_lane_stopped_while_it_begins_to_consume_takes_nothing_and_cance
 
     monkeypatch.setattr(consumer, "consume", consume)
     lane = Lane("intake", "queue", 8, handler, Silence())
-    beginning = asyncio.create_task(lane.consume(channel, pytest.fail))
+    beginning = asyncio.create_task(lane.consume(channels, pytest.fail))
     await asked.wait()
     await lane.stop()
     answered.set()
     given[0](_message(1))
     await beginning
-    assert channel.cancelled == ["the consumer"]
+    assert channels.one.cancelled == ["the consumer"]
     assert (lane.in_flight, taken) == (0, [])
     await lane.drained()
-    await lane.consume(channel, pytest.fail)
+    await lane.consume(channels, pytest.fail)
     assert len(given) == 1

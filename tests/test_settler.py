@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.broker.consumer import Settler
+from service.broker.settler import Settler
 from tests.test_broker import until
 
 
@@ -70,8 +70,32 @@ async def test_nothing_is_sent_on_a_channel_that_is_gone():
     channel.room.set()
     settler = Settler(channel, pytest.fail)  # type: ignore[arg-type]
     settler.opened(1)
-    settler.closed = True
+    settler.close()
     settler.ack(1)
     await settler.turn_away(1)
     await settler.requeue(1)
     assert channel.frames == []
+
+
+async def test_a_channel_is_empty_when_the_last_message_is_settled_and_its_ack_sent():
+    channel = Channel()
+    settler = Settler(channel, pytest.fail)  # type: ignore[arg-type]
+    for tag in (1, 2):
+        settler.opened(tag)
+    emptied = asyncio.create_task(settler.emptied())
+    settler.ack(2)
+    await until(lambda: channel.frames == [("ack", 2, False)])
+    assert settler.alone == 1
+    assert not emptied.done()
+    settler.ack(1)
+    await emptied
+    assert channel.frames[1:] == [("ack", 1, False)]
+
+
+async def test_a_channel_that_is_gone_is_not_waited_for():
+    settler = Settler(Channel(), pytest.fail)  # type: ignore[arg-type]
+    settler.opened(1)
+    emptied = asyncio.create_task(settler.emptied())
+    await asyncio.sleep(0)
+    settler.close()
+    await emptied

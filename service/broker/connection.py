@@ -36,6 +36,7 @@ CLOSE_TIMEOUT: Final = 3.0
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_MAX: Final = 15.0
 BLOCKED_POLL: Final = 1.0
+LANES_POLL: Final = 0.5
 UNROUTED_POLL: Final = 30.0
 
 TROUBLE = (AMQPError, OSError, RuntimeError, TimeoutError, BrokerError)
@@ -146,6 +147,14 @@ class Session:
         self.watch(channel)
         return channel
 
+    async def to_consume(self) -> AbstractChannel:
+        """Open a channel for a lane."""
+        channel = await self.channel(self.consuming, confirms=False)
+        channel.on_consumer_cancel_callbacks.add(
+            lambda _: self.fail("the broker cancelled a consumer: its queue is gone")
+        )
+        return channel
+
     async def another(self) -> AbstractChannel:
         """Open a channel to publish over.  Raises BrokerError."""
         with broker_errors():
@@ -244,7 +253,7 @@ class Broker:
         """Watch over a session; returns why it was lost."""
         watchers = [
             asyncio.create_task(self._guard(session, watch))
-            for watch in (self._watch_blocked, self._watch_waiting)
+            for watch in (self._watch_blocked, self._watch_waiting, self._watch_lanes)
         ]
         try:
             return await asyncio.shield(session.lost)
@@ -285,11 +294,7 @@ class Broker:
         await self._prepare(session.publishing, self._wanted)
         await self._publisher.use(session, session.fail)
         for lane in self._lanes:
-            channel = await session.channel(session.consuming, confirms=False)
-            channel.on_consumer_cancel_callbacks.add(
-                lambda _: session.fail("the broker cancelled a consumer: its queue is gone")
-            )
-            await lane.consume(channel, session.fail)
+            await lane.consume(session, session.fail)
 
     async def _guard(self, session: Session, watch: Callable[[Session], Awaitable[None]]) -> None:
         try:
@@ -311,6 +316,13 @@ class Broker:
                 self._publisher.blocked = blocked
                 self._log.warning("broker.blocked", blocked=blocked)
             await asyncio.sleep(BLOCKED_POLL)
+
+    async def _watch_lanes(self, session: Session) -> None:
+        while not session.lost.done():
+            await asyncio.sleep(LANES_POLL)
+            for lane in self._lanes:
+                async with asyncio.timeout(OPEN_TIMEOUT):
+                    await lane.look()
 
     async def _watch_waiting(self, session: Session) -> None:
         """Count what waits for people: the catch-all queue must stay empty.

@@ -1,0 +1,142 @@
+"""Acks, in batches: what a lane owes the broker for the messages of one channel.
+
+A batch is `multiple` up to the first unfinished tag; what is finished beyond an unfinished message is acked
+one by one, a few milliseconds later, so that one slow message never holds up the rest.
+
+The law here: a message is settled once, on the channel it came from, and not at all when that is gone.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from aiormq.abc import AbstractChannel
+
+FLUSH_AFTER: Final = 0.004
+FLUSH_COUNT: Final = 64
+
+
+class Settler:
+    """Acks the messages of one channel, in batches."""
+
+    def __init__(self, channel: AbstractChannel, on_failure: Callable[[str], None]) -> None:
+        self._channel = channel
+        self._on_failure = on_failure
+        self._loop = asyncio.get_running_loop()
+        self._open: deque[int] = deque()
+        self._done: set[int] = set()
+        self._stragglers: set[int] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Task[None] | None = None
+        self._emptied: asyncio.Future[None] | None = None
+        self.closed = False
+        self.alone = 0
+        """How many acks were sent one by one, as an unfinished message was in the way."""
+
+    def opened(self, tag: int) -> None:
+        """Note a message in the order in which the broker sent it."""
+        self._open.append(tag)
+
+    def ack(self, tag: int) -> None:
+        """Ack a message, soon."""
+        if self.closed:
+            return
+        self._done.add(tag)
+        if len(self._done) >= FLUSH_COUNT:
+            self._flush()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(FLUSH_AFTER, self._flush)
+
+    async def requeue(self, tag: int) -> None:
+        """Give a message back to the broker, now."""
+        if self.closed:
+            return
+        await self._channel.basic_nack(tag, requeue=True, wait=False)
+        self._settled(tag)
+
+    async def turn_away(self, tag: int) -> None:
+        """Let the broker dead-letter a message, now."""
+        if self.closed:
+            return
+        await self._channel.basic_reject(tag, requeue=False, wait=False)
+        self._settled(tag)
+
+    async def emptied(self) -> None:
+        """Wait until every message is settled, and the last ack is on its way."""
+        while self._open and not self.closed:
+            self._emptied = self._loop.create_future()
+            await self._emptied
+        if self._flushing is not None:
+            await asyncio.wait([self._flushing])
+
+    def close(self) -> None:
+        """Settle nothing more: the channel is gone."""
+        self.closed = True
+        self._tell_if_emptied()
+
+    def _tell_if_emptied(self) -> None:
+        if self._emptied is not None and (self.closed or not self._open):
+            if not self._emptied.done():
+                self._emptied.set_result(None)
+            self._emptied = None
+
+    async def finish(self) -> None:
+        """Send every ack that is due, and see it leave this process."""
+        while self._done and not self.closed:
+            self._flush()
+            if self._flushing is not None:
+                await asyncio.wait([self._flushing])
+
+    def _settled(self, tag: int) -> None:
+        """Forget a message whose settling is on its way.
+
+        Not before: while its frame waits for room, an ack of all up to a later tag could overtake it
+        and would ack this message too.
+        """
+        if not self.closed:
+            self._open.remove(tag)
+            self._tell_if_emptied()
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._flushing is not None and not self._flushing.done():
+            self._timer = self._loop.call_later(FLUSH_AFTER, self._flush)
+            return
+        acks = [*self._prefix(), *self._beyond()]
+        if acks:
+            self._flushing = self._loop.create_task(self._send(acks))
+        if self._done and self._timer is None:
+            self._timer = self._loop.call_later(FLUSH_AFTER, self._flush)
+        self._tell_if_emptied()
+
+    def _prefix(self) -> list[tuple[int, bool]]:
+        last, count = None, 0
+        while self._open and self._open[0] in self._done:
+            last = self._open.popleft()
+            self._done.discard(last)
+            self._stragglers.discard(last)
+            count += 1
+        return [] if last is None else [(last, count > 1)]
+
+    def _beyond(self) -> list[tuple[int, bool]]:
+        """Ack what was already waiting behind an unfinished message at the flush before this one."""
+        late = self._stragglers & self._done
+        self._done -= late
+        self._stragglers = set(self._done)
+        if late:
+            self.alone += len(late)
+            self._open = deque(tag for tag in self._open if tag not in late)
+        return [(tag, False) for tag in sorted(late)]
+
+    async def _send(self, acks: list[tuple[int, bool]]) -> None:
+        last = len(acks) - 1
+        try:
+            for place, (tag, multiple) in enumerate(acks):
+                await self._channel.basic_ack(tag, multiple=multiple, wait=place == last)
+        except asyncio.CancelledError:
+            self._on_failure("the channel closed while acks were being sent")
+        except Exception as error:  # noqa: BLE001 - the library raises bare exceptions on a dead channel
+            self._on_failure(f"acks could not be sent: {type(error).__name__} {error}")
