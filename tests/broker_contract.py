@@ -599,6 +599,9 @@ async def a_lane_goes_on_over_another_channel_than_one_with_a_message_in_the_way
                 break
         assert seen[-1].settler is not seen[0].settler
         assert not seen[0].lost
+        first, second = it.lane._streams[:2]
+        assert first.prefetch == 100
+        assert second.prefetch <= 100 - first.settler.unfinished
         go_on.set()
         await until(lambda: seen[0].lost)  # the channel is closed, as nothing waits for it
         await rig.put("intake", b"the last")

@@ -11,6 +11,7 @@ to the one that it came from.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -26,6 +27,13 @@ from service.log import Log
 
 ALONE_MANY: Final = 100
 """Acks one by one since the lane last looked, from which on it changes its channel."""
+NARROW: Final = 0.75
+"""The share of the prefetch that could be had, below which the lane changes its channel as well.
+
+What waits on other channels is taken off the prefetch of a new one, which cannot be changed afterwards.
+"""
+CHANGE_WITHIN: Final = 0.1
+"""Seconds for what is not in the way to be worked off before the new channel's prefetch is set."""
 CHANNELS_LEFT: Final = 4
 """Channels that wait for their unfinished messages, at most, for each lane."""
 
@@ -102,6 +110,7 @@ class _Stream:
 
     channel: AbstractChannel
     settler: Settler
+    prefetch: int
     consumer_tag: str | None = None
     alone: int = 0
     """How many acks had gone one by one when the lane last looked."""
@@ -152,18 +161,17 @@ class Lane:
         """Start to consume over channels of this session, unless the lane was stopped."""
         if not self._stopped:
             self._channels, self._on_failure = channels, on_failure
-            await self._begin()
+            await self._begin(await channels.to_consume(), self.prefetch)
 
-    async def _begin(self) -> None:
-        channel = await self._channels.to_consume()
+    async def _begin(self, channel: AbstractChannel, prefetch: int) -> None:
         settler = Settler(channel, self._on_failure)
-        stream = _Stream(channel, settler)
+        stream = _Stream(channel, settler, prefetch)
         self._streams.append(stream)
         stream.consumer_tag = await consume(
             channel,
             self.queue,
             lambda delivered: self._take(delivered, settler),
-            self.prefetch,
+            prefetch,
             self._largest,
         )
         if self._stopped:  # meanwhile: there was nothing to cancel yet
@@ -180,12 +188,29 @@ class Lane:
             return
         stream = self._streams[-1]
         before, stream.alone = stream.alone, stream.settler.alone
-        if stream.alone - before >= ALONE_MANY and len(self._streams) <= CHANNELS_LEFT:
-            await self._begin()
-            await stream.cancel()
-            leaving = asyncio.get_running_loop().create_task(self._leave(stream))
-            self._leaving.add(leaving)
-            leaving.add_done_callback(self._leaving.discard)
+        left = sum(one.settler.unfinished for one in self._streams[:-1])
+        is_narrow = stream.prefetch < NARROW * (self.prefetch - left)
+        if stream.alone - before < ALONE_MANY and not is_narrow:
+            return
+        if len(self._streams) <= CHANNELS_LEFT and left <= self.prefetch // 2:
+            await self._change(stream, self.prefetch // 2 - left)
+
+    async def _change(self, stream: _Stream, unfinished: int) -> None:
+        """Go on over another channel, once at most so many messages of this one are unfinished, or soon."""
+        channel = await self._channels.to_consume()
+        await stream.cancel()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CHANGE_WITHIN):
+                await stream.settler.emptied(but=unfinished)
+        await self._begin(channel, max(1, self._room))
+        leaving = asyncio.get_running_loop().create_task(self._leave(stream))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    @property
+    def _room(self) -> int:
+        """Return how many messages more the lane may hold, of those that are not settled."""
+        return self.prefetch - sum(stream.settler.unfinished for stream in self._streams)
 
     async def _leave(self, stream: _Stream) -> None:
         """Close a channel once all that came over it is settled."""

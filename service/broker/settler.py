@@ -30,9 +30,15 @@ class Settler:
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._emptied: asyncio.Future[None] | None = None
+        self._but = 0
         self.closed = False
         self.alone = 0
         """How many acks were sent one by one, as an unfinished message was in the way."""
+
+    @property
+    def unfinished(self) -> int:
+        """Return how many messages the broker has not been told about."""
+        return len(self._open)
 
     def opened(self, tag: int) -> None:
         """Note a message in the order in which the broker sent it."""
@@ -62,10 +68,10 @@ class Settler:
         await self._channel.basic_reject(tag, requeue=False, wait=False)
         self._settled(tag)
 
-    async def emptied(self) -> None:
-        """Wait until every message is settled, and the last ack is on its way."""
-        while self._open and not self.closed:
-            self._emptied = self._loop.create_future()
+    async def emptied(self, but: int = 0) -> None:
+        """Wait until every message but so many is settled, and the last ack is on its way."""
+        while len(self._open) > but and not self.closed:
+            self._emptied, self._but = self._loop.create_future(), but
             await self._emptied
         if self._flushing is not None:
             await asyncio.wait([self._flushing])
@@ -76,7 +82,7 @@ class Settler:
         self._tell_if_emptied()
 
     def _tell_if_emptied(self) -> None:
-        if self._emptied is not None and (self.closed or not self._open):
+        if self._emptied is not None and (self.closed or len(self._open) <= self._but):
             if not self._emptied.done():
                 self._emptied.set_result(None)
             self._emptied = None
