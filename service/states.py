@@ -89,7 +89,8 @@ class SubscriptionState:
         if is_new and self.line.is_taken(now):
             if self.bucket is not None and not self.bucket.is_idle(now):
                 return DeferCause.RATE_LIMITED
-            if all(target.pace and not target.pace.is_idle(now) for target in self.targets):
+            usable = [target for target in self.targets if target.target.weight and not target.gone]
+            if all(target.pace and not target.pace.is_idle(now) for target in usable):
                 return DeferCause.THROTTLED
         if self.bucket is not None and not self.bucket.take(now):
             return DeferCause.RATE_LIMITED
