@@ -271,7 +271,7 @@ def test_the_second_pause_tells_the_pace():
     throttling(target, 2.0, taken=10, refused=3)
     assert target.pace is not None
     assert target.pace.rate(4.0) == pytest.approx(5.0)
-    assert target.capacity(4.0) == pytest.approx(5.0)
+    assert target.capacity(4.0) == target.known_pace(4.0) == pytest.approx(5.0)
     assert target.unavailable(4.1) == Unavailable(DeferCause.THROTTLED, 4.1)
     assert target.unavailable(4.3) is None
     attempt(target, OK, 4.3)
@@ -293,6 +293,7 @@ def test_a_pace_grows_until_it_no_longer_matters():
     assert target.pace is not None
     rates = [target.pace.rate(4.0 + seconds) for seconds in range(60)]
     assert rates == sorted(rates)
+    assert target.known_pace(60.0) is None
     assert target.unavailable(60.0) is None
     assert target.pace is None
 

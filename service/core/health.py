@@ -184,8 +184,13 @@ class TargetState:
             return Unavailable(DeferCause.THROTTLED, now)
         return None
 
+    def known_pace(self, now: float) -> float | None:
+        """Return the attempts a second that a target which throttles is given, None where that is no bound."""
+        rate = None if self.pace is None else self.pace.rate(now)
+        return rate if rate is not None and rate < self._fastest(now) else None
+
     def _is_in_pace(self, pace: Pace, now: float) -> bool:
-        if pace.rate(now) >= self._fastest(now):
+        if self.known_pace(now) is None:
             self.pace = None  # it has grown until it no longer matters
             return True
         return pace.allows(now)
@@ -205,8 +210,7 @@ class TargetState:
 
     def capacity(self, now: float) -> float:
         """Return the attempts a second that the target can take, judged by its latency and its pace."""
-        fastest = self._fastest(now)
-        return fastest if self.pace is None else min(self.pace.rate(now), fastest)
+        return self.known_pace(now) or self._fastest(now)
 
     def _fastest(self, now: float) -> float:
         seconds = max(self.latency or 0.0, self.busy_for(now), 0.005)
