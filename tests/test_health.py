@@ -231,7 +231,7 @@ def test_whatever_happens_a_target_comes_back_some_day(steps):
 
 
 def throttling(
-    target: TargetState, now: float, taken: int, refused: int, pause: float = 2.0
+    target: TargetState, now: float, taken: int, refused: int, pause: float | None = 2.0
 ) -> None:
     """Let a target take some and answer the rest of what is under way 429, all at one moment."""
     tickets = [target.begin(now) for _ in range(taken + refused)]
@@ -254,6 +254,17 @@ def test_one_that_takes_nothing_between_its_pauses_is_ejected():
     throttling(target, 2.0, taken=0, refused=4)
     assert target.health == "ejected"
     assert target.pace is None
+
+
+def test_one_that_takes_some_and_does_not_say_for_how_long_it_wants_to_be_left_alone_is_for_a_second():
+    target = state(max_in_flight=100)
+    for now in (0.0, 1.0, 2.0):
+        throttling(target, now, taken=5, refused=30, pause=None)
+        assert target.unavailable(now + 0.9) == Unavailable(DeferCause.THROTTLED, now + 1.0)
+    assert target.health == "healthy"
+    assert target.known_pace(3.0) == pytest.approx(2.5)
+    throttling(target, 3.0, taken=0, refused=5, pause=None)
+    assert target.health == "ejected"
 
 
 def test_the_longest_pause_that_was_asked_for_counts():

@@ -264,7 +264,7 @@ class Limit:
 
     world: World
     rate: float
-    pause: float
+    pause: float | None
     tokens: float = 0.0
     filled_at: float = 0.0
 
@@ -280,13 +280,20 @@ class Limit:
 
 @pytest.mark.parametrize(
     ("rate", "pause", "offered"),
-    [(5.0, 1.0, 100), (5.0, 2.0, 100), (5.0, 2.0, 8), (100.0, 1.0, 300), (1.0, 10.0, 30)],
+    [
+        (5.0, 1.0, 100),
+        (5.0, 2.0, 100),
+        (5.0, 2.0, 8),
+        (100.0, 1.0, 300),
+        (1.0, 10.0, 30),
+        (5.0, None, 50),
+    ],
 )
 def test_a_target_that_throttles_gets_most_of_what_it_takes_and_is_not_ejected(
-    rate: float, pause: float, offered: int
+    rate: float, pause: float | None, offered: int
 ):
     it = Outage.of(ORDERS, lambda: OK)
-    limit = Limit(it.world, rate, pause)
+    limit = Limit(it.world, rate, pause, tokens=rate)
     it.world.receivers.answer = limit.answer
     changes: list[str] = []
 

@@ -34,6 +34,8 @@ RAMP_START = 10
 FULL_WEIGHT = 100
 SLOW_AFTER = 1.0
 THROTTLE_MAX = 86400.0
+THROTTLE_UNASKED = 1.0
+"""Seconds that a target is left alone that answers 429 and does not say for how long, if it takes something else."""
 _LATENCY_SMOOTHING = 0.2
 
 
@@ -66,13 +68,6 @@ def is_health_failure(outcome: Outcome) -> bool:
             return not _is_ours(outcome)
         case Forbidden():
             return False
-
-
-def _asked_pause(outcome: Outcome) -> float:
-    """Return the seconds for which an answer that is no success asks to be left alone, else 0."""
-    if not isinstance(outcome, Answered) or 200 <= outcome.status < 300:
-        return 0.0
-    return min(outcome.retry_after or 0.0, THROTTLE_MAX)
 
 
 def _is_ours(outcome: Outcome) -> bool:
@@ -264,13 +259,22 @@ class TargetState:
 
     def _is_told_already(self, outcome: Outcome, now: float) -> bool:
         """Tell whether this is one more refusal in the pause of a target that takes something between."""
-        if not self._was_taking or now >= self.throttled_until or not _asked_pause(outcome):
+        pause = self._pause(outcome, now)
+        if not self._was_taking or now >= self.throttled_until or not pause:
             return False
-        self.throttled_until = max(self.throttled_until, now + _asked_pause(outcome))
+        self.throttled_until = max(self.throttled_until, now + pause)
         return True
 
+    def _pause(self, outcome: Outcome, now: float) -> float:
+        """Return for how many seconds an answer has the target left alone."""
+        if not isinstance(outcome, Answered) or 200 <= outcome.status < 300:
+            return 0.0
+        is_taking = self._taken > 0 or (self._was_taking and now < self.throttled_until)
+        unasked = THROTTLE_UNASKED if outcome.status == 429 and is_taking else 0.0
+        return min(outcome.retry_after or unasked, THROTTLE_MAX)
+
     def _throttle(self, outcome: Outcome, now: float) -> Change | None:
-        pause = _asked_pause(outcome)
+        pause = self._pause(outcome, now)
         if not pause:
             return None
         was_throttled = now < self.throttled_until
