@@ -23,6 +23,7 @@ BASIC: Final = 60
 CONFIRM_SELECT: Final = (85, 10)
 CONSUME: Final = (BASIC, 20)
 CONSUME_OK: Final = (BASIC, 21)
+CANCEL_OK: Final = (BASIC, 31)
 PUBLISH: Final = (BASIC, 40)
 DELIVER: Final = (BASIC, 60)
 ACK: Final = (BASIC, 80)
@@ -126,6 +127,8 @@ class Link:
             _, _, command = frame.unmarshal(seen.raw)
             if isinstance(command, commands.Basic.ConsumeOk):
                 self.consumer_tags[seen.channel] = command.consumer_tag or ""
+        elif seen.method == CANCEL_OK and not to_broker:
+            self.consumer_tags.pop(seen.channel, None)
         elif seen.method == CONFIRM_SELECT and to_broker:
             self.publishing_channel = seen.channel
 
