@@ -75,6 +75,7 @@ class HalfOpen(Scenario):
 
     async def strike(self, stage: Stage, number: int) -> None:
         [replica] = stage.replicas
+        await stage.ready(replica)  # one that has just been started has hardly any open
         lost = replica.lost_sessions
         open_before = replica.descriptors
         stage.proxy.swallows = number % 3 == 2  # and new connections come to nothing either
