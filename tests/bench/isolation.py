@@ -130,14 +130,17 @@ class Isolation:
     capacity: float = 0.0
     rows: list[Hardship] = field(default_factory=list)
     ends: list[Aftermath] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    """What could not be measured, and why."""
 
     @property
     def title(self) -> str:
-        """Return what the tables are about."""
-        return (
+        """Return what the tables are about, and what they lack."""
+        about = (
             f"Isolation: {SUBSCRIBERS} subscriptions, one target each, an event has one subscriber;"
             f" load {LOAD:.0%} of {self.capacity:,.0f} deliveries a second"
         )
+        return "; ".join((about, *self.missed))
 
     def json(self) -> dict[str, Any]:
         """Return it for programs."""
@@ -220,7 +223,10 @@ async def measure_isolation(url: str, feed: Feed, plan: Plan, tell: Tell) -> Iso
                 tell("isolation: what the process can do")
                 found.capacity = await _capacity(it, ward, plan)
             course = _Course(way, it, ward, plan, LOAD * found.capacity, tell)
-            await course.run()
+            try:
+                await course.run()
+            except MeasuringError as error:
+                found.missed.append(f"not all of those that {_TITLES[way]}: {error}")
             found.rows += course.rows
             found.ends.append(await course.end())
     return found
