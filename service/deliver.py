@@ -52,6 +52,7 @@ UNKNOWN_DEFERRALS = 3
 """Deferrals (20, 40, 80 s, or up to twice that) before an unknown subscription counts as removed."""
 
 DELIVERED = Delivered()
+_LIMITS = frozenset((DeferCause.RATE_LIMITED, DeferCause.THROTTLED))
 
 
 class Sender(Protocol):
@@ -248,17 +249,20 @@ class Deliverer:
         delivery, now, jitter = run.delivery, self._clock.now(), _jitter()
         ahead = run.state.returns_ahead(self._clock.monotonic())
         at = now + ejected_delay(delivery.deferrals, until_probe, jitter, ahead)
-        if expires(
-            delivery, run.state.subscription.retry, at
-        ):  # a long line is no reason to give up
+        if expires(delivery, run.state.subscription.retry, at):
+            # A long line is no reason to give up.
             at = now + ejected_delay(delivery.deferrals, until_probe, jitter)
         return Defer(at, cause)
 
     def _in_line(self, run: _Run, cause: DeferCause, now: float, not_before: float) -> Defer:
         state, draw = run.state, random.random()  # noqa: S311 - spreads load, guards nothing
-        soonest = max(not_before, now + missed_delay(run.delivery.deferrals))
-        delay = state.line.reserve(now, state.capacity(now), soonest, draw)
-        return Defer(self._clock.now() + delay, cause)
+        delay = state.line.reserve(now, state.capacity(now), not_before, draw)
+        at = self._clock.now() + delay
+        if cause in _LIMITS:
+            # Beside the line, which would otherwise begin that late for everybody.
+            later = at - delay + max(delay, missed_delay(run.delivery.deferrals))
+            at = at if expires(run.delivery, state.subscription.retry, later) else later
+        return Defer(at, cause)
 
     async def _attempts(
         self, run: _Run, targets: list[TargetState], budget: Budget, work: Work, now: float

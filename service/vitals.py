@@ -116,7 +116,7 @@ class Vitals(AdminPages):
                     "max_in_flight": state.target.max_in_flight,
                     "latency_ms": None if state.latency is None else round(1000 * state.latency, 1),
                     "throttled_for_s": round(max(0.0, state.throttled_until - now), 1),
-                    "pace": state.known_pace(now),
+                    "pace": None if (pace := state.known_pace(now)) is None else round(pace, 2),
                 }
                 for known in self._states.known()
                 for state in known.targets

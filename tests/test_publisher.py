@@ -25,7 +25,7 @@ class Session:
         self.failures: list[str] = []
         self.full = False
 
-    async def another(self) -> Any:
+    async def to_publish(self) -> Any:
         await asyncio.sleep(0)
         if self.full:
             raise BrokerError("too many channels")

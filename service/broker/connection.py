@@ -155,7 +155,7 @@ class Session:
         )
         return channel
 
-    async def another(self) -> AbstractChannel:
+    async def to_publish(self) -> AbstractChannel:
         """Open a channel to publish over.  Raises BrokerError."""
         with broker_errors():
             async with asyncio.timeout(OPEN_TIMEOUT):

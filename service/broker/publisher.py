@@ -44,7 +44,7 @@ Published = Confirmed | Unconfirmed
 class Channels(Protocol):
     """The session that publishes, as far as it opens and closes channels for it."""
 
-    async def another(self) -> AbstractChannel:
+    async def to_publish(self) -> AbstractChannel:
         """Open a channel with confirms.  Raises BrokerError."""
 
     async def let_go(self, channel: AbstractChannel) -> None:
@@ -72,7 +72,7 @@ class Publisher:
     async def use(self, channels: Channels, on_failure: Callable[[str], None]) -> None:
         """Publish over channels of this session from now on.  Raises BrokerError where it opens none."""
         self._channels, self._on_failure = channels, on_failure
-        channel = await channels.another()
+        channel = await channels.to_publish()
         self.blocked = False
         self._channel = self._on(channel)
 
@@ -125,7 +125,7 @@ class Publisher:
             if self._channel is not refusing or loop.time() < self._changed_at + CHANGE_EVERY:
                 return
             try:
-                channel = await self._channels.another()
+                channel = await self._channels.to_publish()
             except BrokerError as error:
                 refusing.fail(f"no other channel could be opened: {error}")
                 return

@@ -36,6 +36,8 @@ SLOW_AFTER = 1.0
 THROTTLE_MAX = 86400.0
 THROTTLE_UNASKED = 1.0
 """Seconds that a target is left alone that answers 429 and does not say for how long, if it takes something else."""
+PACE_SECONDS = 1.0
+"""What was taken in less than that tells no pace."""
 _LATENCY_SMOOTHING = 0.2
 
 
@@ -290,7 +292,8 @@ class TargetState:
         if self.pace is not None:
             self.pace.overstepped(pause, now)
         elif self._throttles_from is not None and self._was_taking:
-            self.pace = Pace(self._taken / (now - self._throttles_from), pause, now)
+            lasted = max(now - self._throttles_from, PACE_SECONDS)
+            self.pace = Pace(self._taken / lasted, pause, now)
         self._throttles_from, self._taken = now, 0
 
     def _count_failure(self, now: float, jitter: float, probe_began: float | None) -> Change | None:

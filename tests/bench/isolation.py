@@ -227,8 +227,9 @@ async def measure_isolation(url: str, feed: Feed, plan: Plan, tell: Tell) -> Iso
                 await course.run()
             except MeasuringError as error:
                 found.missed.append(f"not all of those that {_TITLES[way]}: {error}")
+            else:
+                found.ends.append(await course.end())
             found.rows += course.rows
-            found.ends.append(await course.end())
     return found
 
 
