@@ -1,7 +1,9 @@
 """The bench runs end to end and has every figure; what the figures are is not a test's business."""
 
 import json
+from dataclasses import replace
 
+from tests.bench import isolation
 from tests.bench.measure import measure
 from tests.bench.plan import Plan
 
@@ -66,6 +68,17 @@ async def test_every_figure_is_measured_and_shown(amqp_url):
     told = json.loads(report.json())
     assert [row["name"] for row in told["rows"]] == [row.name for row in report.rows]
     assert {"date", "cpu", "python", "broker", "receiver"} <= told["machine"].keys()
+
+
+async def test_a_way_that_cannot_be_measured_is_told_and_the_rest_is_kept(amqp_url, monkeypatch):
+    monkeypatch.setattr(isolation, "_BUILD_TIMEOUT", -1.0)
+    monkeypatch.setattr(isolation, "_CAUGHT_UP", 0.0)
+    plan = replace(_TINY, ways=(isolation.BACKLOG, "slow"), backlog=100)
+    report = await measure(amqp_url, plan, lambda _: None, figures=False)
+    assert report.isolation is not None
+    assert [row.way for row in report.isolation.rows] == ["slow"]
+    assert [end.way for end in report.isolation.ends] == ["slow"]
+    assert "not all of those that have a backlog: those that are well" in report.text()
 
 
 async def test_isolation_is_measured_and_shown(amqp_url):

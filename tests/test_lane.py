@@ -1,4 +1,4 @@
-"""A lane that was told to stop begins nothing more, whatever the broker still sends."""
+"""Lanes: when they change their channel, and that one which was told to stop begins nothing more."""
 
 import asyncio
 from typing import Any
@@ -7,9 +7,9 @@ import pytest
 from pamqp.commands import Basic
 
 from service.broker import consumer
-from service.broker.consumer import Lane
+from service.broker.consumer import Lane, Message
 from service.broker.deliveries import Delivered
-from tests.broker_contract import Silence
+from tests.broker_contract import Silence, until
 
 
 class Channel:
@@ -17,19 +17,28 @@ class Channel:
 
     def __init__(self) -> None:
         self.cancelled: list[str] = []
+        self.acked: list[int] = []
 
     async def basic_cancel(self, consumer_tag: str) -> None:
         self.cancelled.append(consumer_tag)
 
+    async def basic_ack(self, tag: int, *, multiple: bool, wait: bool) -> None:
+        self.acked.append(tag)
+
 
 class Channels:
-    """Gives out one."""
+    """Gives out channels, and notes those that it gets back."""
 
     def __init__(self) -> None:
-        self.one = Channel()
+        self.given: list[Channel] = []
+        self.let_gone: list[Channel] = []
 
     async def to_consume(self) -> Channel:
-        return self.one
+        self.given.append(Channel())
+        return self.given[-1]
+
+    async def let_go(self, channel: Channel) -> None:
+        self.let_gone.append(channel)
 
 
 def _message(tag: int) -> Delivered:
@@ -58,8 +67,127 @@ async def test_a_lane_stopped_while_it_begins_to_consume_takes_nothing_and_cance
     answered.set()
     given[0](_message(1))
     await beginning
-    assert channels.one.cancelled == ["the consumer"]
+    assert channels.given[0].cancelled == ["the consumer"]
     assert (lane.in_flight, taken) == (0, [])
     await lane.drained()
     await lane.consume(channels, pytest.fail)
     assert len(given) == 1
+
+
+class Traffic:
+    """A lane with a prefetch of 8 of which one ack alone is many, and what it does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.channels: Any = Channels()
+        self.prefetches: list[int] = []
+        self._takes: list[Any] = []
+        self._go_on: dict[int, asyncio.Event] = {}
+        self._tags = 0
+        monkeypatch.setattr(consumer, "consume", self._consume)
+        monkeypatch.setattr(consumer, "MANY_ALONE", 1)
+        monkeypatch.setattr(consumer, "LINGER", 0.0)
+        monkeypatch.setattr(consumer, "CHANGE_WITHIN", 0.0)
+        self.lane = Lane("intake", "queue", 8, self._handle, Silence())
+
+    async def begin(self) -> "Traffic":
+        await self.lane.consume(self.channels, pytest.fail)
+        return self
+
+    def come(self) -> int:
+        """Let a message come over the newest channel, which hangs; returns its tag."""
+        self._tags += 1
+        self._go_on[self._tags] = asyncio.Event()
+        self._takes[-1](_message(self._tags))
+        return self._tags
+
+    async def end(self, tag: int, channel: int) -> None:
+        """Let a message be finished, and wait for its ack."""
+        self._go_on[tag].set()
+        await until(lambda: tag in self.channels.given[channel].acked)
+
+    async def _consume(self, _channel, _queue, take, prefetch, _largest) -> str:
+        self._takes.append(take)
+        self.prefetches.append(prefetch)
+        return f"consumer {len(self._takes)}"
+
+    async def _handle(self, message: Message) -> None:
+        await self._go_on[message.tag].wait()
+        message.ack()
+
+
+async def test_a_lane_takes_its_whole_prefetch_again_when_nothing_is_in_the_way(monkeypatch):
+    it = await Traffic(monkeypatch).begin()
+    in_the_way = [it.come() for _ in range(4)]
+    await it.end(it.come(), 0)
+    await it.lane.look()
+    assert it.prefetches == [8, 4]
+    assert it.channels.given[0].cancelled == ["consumer 1"]
+    await it.lane.look()
+    assert it.prefetches == [8, 4]
+    for tag in in_the_way:
+        await it.end(tag, 0)
+    await until(lambda: it.channels.let_gone == it.channels.given[:1])
+    await it.lane.look()
+    assert it.prefetches == [8, 4, 8]
+
+
+async def test_a_channel_stays_for_a_while_after_its_last_ack(monkeypatch):
+    it = await Traffic(monkeypatch).begin()
+    monkeypatch.setattr(consumer, "LINGER", 0.2)
+    in_the_way = it.come()
+    await it.end(it.come(), 0)
+    await it.lane.look()
+    loop = asyncio.get_running_loop()
+    ended = loop.time()
+    await it.end(in_the_way, 0)
+    await until(lambda: it.channels.let_gone)
+    assert loop.time() - ended >= 0.2
+
+
+async def test_a_lane_leaves_no_more_than_four_channels_behind(monkeypatch):
+    it = await Traffic(monkeypatch).begin()
+    monkeypatch.setattr(it.lane, "prefetch", 100)
+    for turn in range(7):
+        it.come()
+        await it.end(it.come(), min(turn, 4))
+        await it.lane.look()
+    assert len(it.channels.given) == 1 + consumer.CHANNELS_LEFT
+
+
+async def test_a_lane_changes_its_channel_for_many_acks_alone_only(monkeypatch):
+    it = await Traffic(monkeypatch).begin()
+    monkeypatch.setattr(consumer, "MANY_ALONE", 2)
+    it.come()
+    for _ in range(3):
+        await it.end(it.come(), 0)
+        await it.lane.look()
+    assert len(it.channels.given) == 1
+
+
+async def test_a_lane_that_is_stopped_while_it_changes_its_channel_begins_no_other(monkeypatch):
+    it = await Traffic(monkeypatch).begin()
+    it.come()
+    await it.end(it.come(), 0)
+
+    async def stop() -> Channel:
+        await it.lane.stop()
+        return Channel()
+
+    monkeypatch.setattr(it.channels, "to_consume", stop)
+    await it.lane.look()
+    assert it.prefetches == [8]
+    assert it.channels.given[0].cancelled == ["consumer 1"]
+
+
+async def test_a_lane_whose_channels_are_gone_settles_nothing_on_any_of_them(monkeypatch):
+    it = await Traffic(monkeypatch).begin()
+    tags = [it.come()]
+    await it.end(it.come(), 0)
+    await it.lane.look()
+    tags.append(it.come())
+    it.lane.abandon()
+    for tag in tags:
+        it._go_on[tag].set()
+    await it.lane.drained()
+    assert [channel.acked for channel in it.channels.given] == [[2], []]
+    assert it.channels.let_gone == []

@@ -3,13 +3,16 @@
 import random
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service import deliver
 from service.core import ladder
-from service.core.delivery import DeferCause
+from service.core.delivery import DeferCause, Delivery
+from service.core.event import Event
 from service.core.schedule import (
     SLOT_MAX,
     Line,
@@ -21,6 +24,7 @@ from service.core.schedule import (
     retry_delay,
 )
 from service.core.subscription import RetryPolicy, Subscription, Target
+from service.deliver import Deliverer
 from service.states import States, SubscriptionState
 
 
@@ -177,3 +181,39 @@ def test_a_new_delivery_has_what_those_in_line_do_not_use():
     assert [state.limit(0.0, is_new=False) for _ in range(9)] == [None] * 9
     assert state.limit(0.5, is_new=True) is DeferCause.RATE_LIMITED
     assert state.limit(2.0, is_new=True) is None
+
+
+class StandingClock:
+    """A clock that stands."""
+
+    def now(self) -> float:
+        return 1.8e9
+
+    def monotonic(self) -> float:
+        return 0.0
+
+
+def put_off(state: SubscriptionState, deferrals: int, cause: DeferCause) -> float:
+    """Return for how many seconds a delivery is put off that was put off so often before."""
+    nothing: Any = None
+    event = Event("1", "order.created", "shop", "2027-01-15T08:00:00Z", 1.8e9, b"{}")
+    delivery = Delivery(event, "a", 1.8e9, deferrals=deferrals)
+    deliverer = Deliverer(nothing, nothing, nothing, StandingClock(), nothing)
+    run = deliver._Run(delivery, state, nothing)
+    return deliverer._in_line(run, cause, 0.0, 0.0).at - 1.8e9
+
+
+@pytest.mark.parametrize("cause", [DeferCause.RATE_LIMITED, DeferCause.THROTTLED])
+def test_a_delivery_that_missed_its_place_comes_later_and_holds_up_nobody(cause):
+    state = limited(10.0)
+    waits = [put_off(state, deferrals, cause) for deferrals in (0, 3, 0)]
+    assert waits == pytest.approx([1.0, 80.0, 1.2])
+
+
+def test_one_that_missed_its_place_at_a_busy_target_has_the_next():
+    assert put_off(limited(10.0), 3, DeferCause.SATURATED) == pytest.approx(1.0)
+
+
+def test_a_missed_place_is_no_reason_to_give_up():
+    hasty = replace(limited(10.0).subscription, retry=RetryPolicy(max_age=60.0))
+    assert put_off(States(1).of(hasty), 3, DeferCause.THROTTLED) == pytest.approx(1.0)
