@@ -289,6 +289,23 @@ def test_the_second_pause_tells_the_pace():
     assert target.unavailable(4.3) == Unavailable(DeferCause.THROTTLED, 4.3)
 
 
+def test_pauses_of_no_length_tell_no_pace_beyond_what_a_second_would():
+    target = state(max_in_flight=100)
+    for _ in range(2):
+        throttling(target, 1e6, taken=5, refused=1, pause=1e-12)
+    assert target.known_pace(1e6) == 5.0
+
+
+def test_what_was_taken_before_an_ejection_tells_no_pace_after_it():
+    target = state(max_in_flight=100)
+    throttling(target, 0.0, taken=5, refused=1)
+    while attempt(target, BROKEN, 2.0) is not Change.EJECTED:
+        pass
+    assert attempt(target, OK, 2.0 + EJECTION_BASE) is Change.RECOVERED
+    throttling(target, 20.0, taken=5, refused=1)
+    assert target.pace is None
+
+
 def test_a_pace_that_was_too_much_is_less_after_the_pause_and_much_less_where_it_was_so_at_once():
     pace = Pace(100.0, 2.0, 0.0)
     pace.overstepped(2.0, 2.5)

@@ -83,6 +83,7 @@ class Traffic:
         self._takes: list[Any] = []
         self._go_on: dict[int, asyncio.Event] = {}
         self._tags = 0
+        self.messages: list[Message] = []
         monkeypatch.setattr(consumer, "consume", self._consume)
         monkeypatch.setattr(consumer, "MANY_ALONE", 1)
         monkeypatch.setattr(consumer, "LINGER", 0.0)
@@ -111,6 +112,7 @@ class Traffic:
         return f"consumer {len(self._takes)}"
 
     async def _handle(self, message: Message) -> None:
+        self.messages.append(message)
         await self._go_on[message.tag].wait()
         message.ack()
 
@@ -181,13 +183,39 @@ async def test_a_lane_that_is_stopped_while_it_changes_its_channel_begins_no_oth
 
 async def test_a_lane_whose_channels_are_gone_settles_nothing_on_any_of_them(monkeypatch):
     it = await Traffic(monkeypatch).begin()
-    tags = [it.come()]
+    it.come()
     await it.end(it.come(), 0)
     await it.lane.look()
-    tags.append(it.come())
+    it.come()
+    await until(lambda: len(it.messages) == 3)
     it.lane.abandon()
-    for tag in tags:
+    assert all(message.lost for message in it.messages)
+    await it.lane.cut_off()
+    assert it.channels.let_gone == []
+
+
+async def test_a_drain_sees_the_acks_of_every_channel_leave(monkeypatch):
+    it = await Traffic(monkeypatch).begin()
+    in_the_way = it.come()
+    await it.end(it.come(), 0)
+    await it.lane.look()
+    last = it.come()
+    await it.lane.stop()
+    for tag in (in_the_way, last):
         it._go_on[tag].set()
     await it.lane.drained()
-    assert [channel.acked for channel in it.channels.given] == [[2], []]
-    assert it.channels.let_gone == []
+    assert [channel.acked for channel in it.channels.given] == [[2, in_the_way], [last]]
+
+
+async def test_what_is_not_in_the_way_is_worked_off_before_a_channel_is_changed(monkeypatch):
+    it = await Traffic(monkeypatch).begin()
+    monkeypatch.setattr(consumer, "CHANGE_WITHIN", 20.0)
+    tags = [it.come() for _ in range(7)]
+    await it.end(tags[-1], 0)
+    looking = asyncio.create_task(it.lane.look())
+    await until(lambda: it.channels.given[0].cancelled)
+    assert it.prefetches == [8]
+    for tag in tags[4:6]:
+        await it.end(tag, 0)
+    await looking
+    assert it.prefetches == [8, 4]

@@ -13,6 +13,7 @@ from service import deliver
 from service.core import ladder
 from service.core.delivery import DeferCause, Delivery
 from service.core.event import Event
+from service.core.pace import Pace
 from service.core.schedule import (
     SLOT_MAX,
     Line,
@@ -172,6 +173,18 @@ def test_a_new_delivery_leaves_the_room_of_a_rate_limit_to_those_in_line():
     state.line.reserve(0.0, 10.0, 0.0, 0.5)
     assert state.limit(0.5, is_new=True) is DeferCause.RATE_LIMITED
     assert state.limit(0.5, is_new=False) is None
+
+
+def test_a_new_delivery_leaves_the_pace_of_the_targets_that_are_left_to_those_in_line():
+    targets = Target("https://a.example/"), Target("https://b.example/")
+    state = States(1).of(Subscription("a", ("#",), targets))
+    throttling, gone = state.targets
+    gone.gone = True
+    throttling.pace = Pace(10.0, 1.0, 0.0)
+    assert state.limit(1.5, is_new=True) is None
+    state.line.reserve(1.5, 10.0, 0.0, 0.5)
+    assert state.limit(1.5, is_new=True) is DeferCause.THROTTLED
+    assert state.limit(1.5, is_new=False) is None
 
 
 def test_a_new_delivery_has_what_those_in_line_do_not_use():
