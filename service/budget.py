@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from service.core.delivery import DeferCause
 from service.core.health import TargetState, Unavailable
 from service.states import SubscriptionState
+from service.turns import Turns
 
 WAIT_EXPECTED = 2.0
 """Seconds that the last in line may expect to wait in memory for a busy target."""
@@ -19,7 +20,10 @@ WAIT_EXPECTED = 2.0
 
 @dataclass(slots=True)
 class Budget:
-    """The attempts of one lane: at most `limit` at once, `slow_limit` of them at slow targets."""
+    """The attempts of one lane: at most `limit` at once, `slow_limit` of them at slow targets.
+
+    `turns` are of what the lane does beside attempts that were asked for just now, and gives way to them.
+    """
 
     lane: str
     limit: int
@@ -27,6 +31,7 @@ class Budget:
     in_use: int = 0
     slow_in_use: int = 0
     begun: int = 0
+    turns: Turns = field(default_factory=Turns, repr=False)
     _waiters: deque[asyncio.Future[None]] = field(default_factory=deque, repr=False)
     _outside: deque[asyncio.Future[None]] = field(default_factory=deque, repr=False)
 

@@ -1,0 +1,92 @@
+"""Bursts of what can wait are spread over turns of the event loop, in order, and all of them end."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from service.budget import Budget
+from service.core.delivery import Delivery
+from service.core.event import Event
+from service.core.subscription import RetryPolicy, Signing, Subscription, Target
+from service.deliver import Deliverer
+from service.dispatch import Dispatcher
+from service.states import States
+from service.turns import AT_ONCE, SHARE, Turns
+
+
+class Pieces:
+    """Pieces of work that wait for their turns, and what had been let through by which turn of the loop."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        self.done: list[int] = []
+
+    async def work(self, number: int) -> None:
+        """Do one piece."""
+        await self._turns.turn()
+        self.done.append(number)
+
+    async def by_turn(self, pieces: int) -> list[int]:
+        """Begin so many pieces at once; returns how many were done in each turn of the loop until all were."""
+        tasks = [asyncio.create_task(self.work(number)) for number in range(pieces)]
+        counts = []
+        while len(self.done) < pieces:
+            before = len(self.done)
+            await asyncio.sleep(0)
+            counts.append(len(self.done) - before)
+            assert len(counts) < 10 * pieces, "some pieces are never let through"
+        await asyncio.gather(*tasks)
+        return counts
+
+
+def test_a_few_pieces_go_on_at_once() -> None:
+    assert asyncio.run(Pieces(Turns()).by_turn(AT_ONCE)) == [AT_ONCE]
+
+
+def test_a_burst_is_spread_over_turns_in_the_order_in_which_it_came() -> None:
+    pieces = Pieces(Turns())
+    counts = asyncio.run(pieces.by_turn(5 * AT_ONCE))
+    assert max(counts) == AT_ONCE
+    assert pieces.done == list(range(5 * AT_ONCE))
+
+
+def test_a_long_line_goes_on_by_a_share_of_it_and_so_never_grows_without_end() -> None:
+    burst = 10 * SHARE * AT_ONCE
+    counts = asyncio.run(Pieces(Turns()).by_turn(burst))
+    assert max(counts) <= burst // SHARE
+    assert len(counts) < burst // AT_ONCE / 2
+
+
+def test_what_comes_later_waits_behind_what_waits() -> None:
+    async def both() -> list[int]:
+        turns = Turns()
+        pieces = Pieces(turns)
+        first = [asyncio.create_task(pieces.work(number)) for number in range(3 * AT_ONCE)]
+        await asyncio.sleep(0)
+        last = asyncio.create_task(pieces.work(99))
+        await asyncio.gather(*first, last)
+        return pieces.done
+
+    assert asyncio.run(both())[-1] == 99
+
+
+def test_one_that_is_cancelled_takes_nobody_s_turn() -> None:
+    async def some() -> list[int]:
+        pieces = Pieces(Turns())
+        tasks = [asyncio.create_task(pieces.work(number)) for number in range(3 * AT_ONCE)]
+        await asyncio.sleep(0)
+        for task in tasks[AT_ONCE : 2 * AT_ONCE]:
+            task.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return pieces.done
+
+    assert asyncio.run(some()) == [*range(AT_ONCE), *range(2 * AT_ONCE, 3 * AT_ONCE)]
+
+
+def test_turns_that_have_come_to_rest_begin_anew() -> None:
+    async def twice() -> tuple[list[int], list[int]]:
+        turns = Turns()
+        return await Pieces(turns).by_turn(3 * AT_ONCE), await Pieces(turns).by_turn(AT_ONCE)
+
+    assert asyncio.run(twice())[1] == [AT_ONCE]
