@@ -1,17 +1,20 @@
 """Bursts of what can wait are spread over turns of the event loop, in order, and all of them end."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 from service.budget import Budget
+from service.clock import SystemClock
 from service.core.delivery import Delivery
 from service.core.event import Event
-from service.core.subscription import RetryPolicy, Signing, Subscription, Target
+from service.core.subscription import Subscription, Target
 from service.deliver import Deliverer
 from service.dispatch import Dispatcher
+from service.errors import EventRejected
+from service.report import Reporter
 from service.states import States
 from service.turns import AT_ONCE, SHARE, Turns
+from tests.fake_broker import Log, Meter
 
 
 class Pieces:
@@ -90,3 +93,89 @@ def test_turns_that_have_come_to_rest_begin_anew() -> None:
         return await Pieces(turns).by_turn(3 * AT_ONCE), await Pieces(turns).by_turn(AT_ONCE)
 
     assert asyncio.run(twice())[1] == [AT_ONCE]
+
+
+class Outbox:
+    """Notes what comes to it; nothing can be read, and nothing is ever confirmed."""
+
+    def __init__(self) -> None:
+        self.came = 0
+
+    def read(self, _: object) -> list[Delivery]:
+        self.came += 1
+        raise EventRejected("invalid_envelope", "it is of no use here")
+
+    async def reject(self, *_: object) -> bool:
+        return False
+
+    async def put_off(self, *_: object) -> bool:
+        self.came += 1
+        return False
+
+
+class Arrived:
+    """A message that cannot be read; `lost` once its channel is gone."""
+
+    def __init__(self) -> None:
+        self.lost = False
+
+    @property
+    def incoming(self) -> Any:
+        raise EventRejected("invalid_envelope", "it is of no use here")
+
+
+def dispatcher(outbox: Any) -> Dispatcher:
+    nothing: Any = None
+    return Dispatcher(
+        nothing,
+        outbox,
+        nothing,
+        nothing,
+        nothing,
+        SystemClock(),
+        Log(),
+        Meter(),
+        intake=Budget("intake", 100, 25),
+        backlog=Budget("backlog", 100, 75),
+        max_event_bytes=1000,
+    )
+
+
+def test_what_comes_back_in_a_burst_is_read_over_turns_and_not_at_all_where_it_is_lost():
+    async def came() -> list[int]:
+        outbox = Outbox()
+        lane = dispatcher(outbox)
+        messages: list[Any] = [Arrived() for _ in range(3 * AT_ONCE)]
+        tasks = [asyncio.create_task(lane.on_delivery(message)) for message in messages]
+        counts = []
+        await asyncio.sleep(0)
+        counts.append(outbox.came)
+        for message in messages[AT_ONCE : 2 * AT_ONCE]:
+            message.lost = True
+        await asyncio.gather(*tasks)
+        return [*counts, outbox.came]
+
+    assert asyncio.run(came()) == [AT_ONCE, 2 * AT_ONCE]
+
+
+def test_what_the_intake_puts_off_in_a_burst_is_published_over_turns():
+    async def came() -> list[int]:
+        outbox: Any = Outbox()
+        nothing: Any = None
+        clock = SystemClock()
+        paused = Subscription("a", ("#",), (Target("https://a.example/"),), enabled=False)
+        reporter = Reporter(Log(), Meter())
+        deliverer = Deliverer(nothing, outbox, States(1), clock, reporter)
+        event = Event("1", "order.created", "shop", "2027-01-15T08:00:00Z", 1.8e9, b"{}")
+        budget = Budget("intake", 1000, 25)
+        carried = (
+            deliverer.carry(Delivery(event, "a", clock.now()), paused, nothing, budget, Arrived())
+            for _ in range(3 * AT_ONCE)
+        )
+        tasks = [asyncio.create_task(one) for one in carried]
+        await asyncio.sleep(0)
+        counts = [outbox.came]
+        await asyncio.gather(*tasks)
+        return [*counts, outbox.came]
+
+    assert asyncio.run(came()) == [AT_ONCE, 3 * AT_ONCE]
