@@ -22,7 +22,7 @@ WAIT_EXPECTED = 2.0
 class Budget:
     """The attempts of one lane: at most `limit` at once, `slow_limit` of them at slow targets.
 
-    `turns` are of what the lane does beside attempts that were asked for just now, and gives way to them.
+    `turns` are for what is to be put off, which gives way to requests.
     """
 
     lane: str

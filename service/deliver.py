@@ -177,7 +177,7 @@ class Deliverer:
         decision = await self._round(run, budget, work)
         if decision is DELIVERED:
             return True
-        if budget.lane == "intake":  # in the other lane it had to wait for its turn to begin with
+        if budget.lane == "intake":  # in the backlog lane that gained nothing
             await budget.turns.turn()
         return not work.lost and await self._carry_out(run.delivery, decision, subscription)
 

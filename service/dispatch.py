@@ -149,9 +149,6 @@ class Dispatcher:
     async def on_delivery(self, message: Message) -> None:
         """Handle a message of the backlog lane: one delivery, or one event for several subscriptions."""
         self._meter.received("backlog")
-        await self._backlog.turns.turn()
-        if message.lost:
-            return
         try:
             deliveries = self._outbox.read(message)
         except EventRejected as rejection:

@@ -1,8 +1,8 @@
 """Work that gives way: a few pieces of it in each turn of the event loop, the rest in those that follow.
 
-What is put off and what comes back need not be done at once, and both come in bursts: a level of the delay
-ladder lets go of all that is due at one time, and a target that is found to be slow turns all of its deliveries
-away.  A burst that is done in one turn keeps requests of others waiting for as long as it takes.
+What is put off need not be put off at once, and it comes in bursts: a target that is found to be slow turns
+all away that wait for it.  A burst that is published in one turn keeps requests of others waiting for as long
+as it takes.
 """
 
 import asyncio

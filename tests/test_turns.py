@@ -9,8 +9,6 @@ from service.core.delivery import Delivery
 from service.core.event import Event
 from service.core.subscription import Subscription, Target
 from service.deliver import Deliverer
-from service.dispatch import Dispatcher
-from service.errors import EventRejected
 from service.report import Reporter
 from service.states import States
 from service.turns import AT_ONCE, SHARE, Turns
@@ -96,17 +94,10 @@ def test_turns_that_have_come_to_rest_begin_anew() -> None:
 
 
 class Outbox:
-    """Notes what comes to it; nothing can be read, and nothing is ever confirmed."""
+    """Counts what is put off; nothing is ever confirmed."""
 
     def __init__(self) -> None:
         self.came = 0
-
-    def read(self, _: object) -> list[Delivery]:
-        self.came += 1
-        raise EventRejected("invalid_envelope", "it is of no use here")
-
-    async def reject(self, *_: object) -> bool:
-        return False
 
     async def put_off(self, *_: object) -> bool:
         self.came += 1
@@ -114,48 +105,9 @@ class Outbox:
 
 
 class Arrived:
-    """A message that cannot be read; `lost` once its channel is gone."""
+    """A message whose channel is there."""
 
-    def __init__(self) -> None:
-        self.lost = False
-
-    @property
-    def incoming(self) -> Any:
-        raise EventRejected("invalid_envelope", "it is of no use here")
-
-
-def dispatcher(outbox: Any) -> Dispatcher:
-    nothing: Any = None
-    return Dispatcher(
-        nothing,
-        outbox,
-        nothing,
-        nothing,
-        nothing,
-        SystemClock(),
-        Log(),
-        Meter(),
-        intake=Budget("intake", 100, 25),
-        backlog=Budget("backlog", 100, 75),
-        max_event_bytes=1000,
-    )
-
-
-def test_what_comes_back_in_a_burst_is_read_over_turns_and_not_at_all_where_it_is_lost():
-    async def came() -> list[int]:
-        outbox = Outbox()
-        lane = dispatcher(outbox)
-        messages: list[Any] = [Arrived() for _ in range(3 * AT_ONCE)]
-        tasks = [asyncio.create_task(lane.on_delivery(message)) for message in messages]
-        counts = []
-        await asyncio.sleep(0)
-        counts.append(outbox.came)
-        for message in messages[AT_ONCE : 2 * AT_ONCE]:
-            message.lost = True
-        await asyncio.gather(*tasks)
-        return [*counts, outbox.came]
-
-    assert asyncio.run(came()) == [AT_ONCE, 2 * AT_ONCE]
+    lost = False
 
 
 def test_what_the_intake_puts_off_in_a_burst_is_published_over_turns():
