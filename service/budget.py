@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from service.core.delivery import DeferCause
 from service.core.health import TargetState, Unavailable
 from service.states import SubscriptionState
-from service.turns import Turns
 
 WAIT_EXPECTED = 2.0
 """Seconds that the last in line may expect to wait in memory for a busy target."""
@@ -20,10 +19,7 @@ WAIT_EXPECTED = 2.0
 
 @dataclass(slots=True)
 class Budget:
-    """The attempts of one lane: at most `limit` at once, `slow_limit` of them at slow targets.
-
-    `turns` are for what is to be put off, which gives way to requests.
-    """
+    """The attempts of one lane: at most `limit` at once, `slow_limit` of them at slow targets."""
 
     lane: str
     limit: int
@@ -31,7 +27,6 @@ class Budget:
     in_use: int = 0
     slow_in_use: int = 0
     begun: int = 0
-    turns: Turns = field(default_factory=Turns, repr=False)
     _waiters: deque[asyncio.Future[None]] = field(default_factory=deque, repr=False)
     _outside: deque[asyncio.Future[None]] = field(default_factory=deque, repr=False)
 

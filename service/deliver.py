@@ -39,6 +39,7 @@ from service.core.subscription import Subscription, Target
 from service.prepared import Prepared
 from service.report import Reporter
 from service.states import States, SubscriptionState
+from service.turns import Turns
 
 BODY_START_KEPT = 256
 WAIT_LIMIT = 3.0
@@ -156,6 +157,7 @@ class Deliverer:
         self._states = states
         self._clock = clock
         self._report = reporter
+        self._turns = Turns()
 
     async def carry(
         self,
@@ -177,8 +179,8 @@ class Deliverer:
         decision = await self._round(run, budget, work)
         if decision is DELIVERED:
             return True
-        if budget.lane == "intake":  # in the backlog lane that gained nothing
-            await budget.turns.turn()
+        if budget.lane == "intake":  # in the backlog lane nothing is gained by it
+            await self._turns.turn()
         return not work.lost and await self._carry_out(run.delivery, decision, subscription)
 
     async def _without_subscription(self, delivery: Delivery, now: float) -> bool:

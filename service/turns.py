@@ -31,7 +31,7 @@ class Turns:
         if not self._is_due:
             self._is_due = True
             loop.call_soon(self._next)
-        if self._passed < AT_ONCE and not self._waiting:
+        if self._passed < AT_ONCE:  # then nobody waits
             self._passed += 1
             return
         waiter: asyncio.Future[None] = loop.create_future()
