@@ -1,7 +1,11 @@
 """The bench runs end to end and has every figure; what the figures are is not a test's business."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+
+import pytest
 
 from tests.bench import isolation
 from tests.bench.measure import measure
@@ -79,6 +83,30 @@ async def test_a_way_that_cannot_be_measured_is_told_and_the_rest_is_kept(amqp_u
     assert [row.way for row in report.isolation.rows] == ["slow"]
     assert [end.way for end in report.isolation.ends] == ["slow"]
     assert "not all of those that have a backlog: those that are well" in report.text()
+
+
+async def test_isolation_at_a_load_that_was_asked_for_needs_no_capacity(amqp_url):
+    plan = replace(_TINY, load=150.0)
+    report = await measure(amqp_url, plan, lambda _: None, figures=False)
+    assert report.isolation is not None
+    assert report.isolation.capacity == 0
+    assert [row.load for row in report.isolation.rows] == [150.0]
+    assert "load 150 events a second\n" in report.text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--load", "0"), "'0' is no load: write events a second, such as 500"),
+        (("--load", "1.5"), "'1.5' is no load"),
+        (("--ways", "hang,sulk"), "'sulk' is no way to be sick: take some of nobody, hang"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_explained(arguments, problem):
+    command = [sys.executable, "-m", "tests.bench", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert problem in " ".join(done.stderr.split())
 
 
 async def test_isolation_is_measured_and_shown(amqp_url):

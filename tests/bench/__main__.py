@@ -1,4 +1,4 @@
-"""The command line: `python -m tests.bench [--quick] [--only PART] [--json FILE]`.
+"""The command line: `python -m tests.bench [--quick] [--only PART] [--load N] [--ways WAY,…] [--json FILE]`.
 
 Uses the broker at AMQP_URL, or a private one.  Exit status 0 done, 1 it could not be measured.
 """
@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -34,10 +35,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure.")
     parser.add_argument("--quick", action="store_true", help="a few minutes, less exact")
     parser.add_argument("--only", choices=PARTS, help="one part of it")
+    parser.add_argument(
+        "--load", type=_load, default=0, metavar="N", help="isolation: events a second"
+    )
+    parser.add_argument(
+        "--ways", type=_ways, metavar="WAY,…", help=f"isolation: some of {','.join(FULL.ways)}"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     told = parser.parse_args()
+    plan = QUICK if told.quick else FULL
+    plan = replace(plan, load=told.load, ways=told.ways or plan.ways)
     try:
-        report = _measure(QUICK if told.quick else FULL, [told.only] if told.only else PARTS)
+        report = _measure(plan, [told.only] if told.only else PARTS)
     except (MeasuringError, BrokerError) as error:
         sys.stderr.write(f"bench: {error}\n")
         return 1
@@ -47,6 +56,21 @@ def main() -> int:
     if told.json:
         told.json.write_bytes(report.json())
     return 0
+
+
+def _load(text: str) -> float:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no load: write events a second, such as 500")
+    return float(text)
+
+
+def _ways(text: str) -> tuple[str, ...]:
+    ways = tuple(text.split(","))
+    for way in ways:
+        if way not in FULL.ways:
+            known = ", ".join(FULL.ways)
+            raise argparse.ArgumentTypeError(f"{way!r} is no way to be sick: take some of {known}")
+    return ways
 
 
 def _measure(plan: Plan, parts: Sequence[str]) -> Report:

@@ -1,8 +1,8 @@
 """A sick subscriber hurts only itself, measured.
 
 Ten subscriptions with one target each and event types of one and the same kind, told apart by tenant, so
-that each event has one subscriber.  The load is steady, at half of what one process can do on this machine
-while it is fed, which is measured first.  For each way of being sick: all are well for a while, then one is sick, then three, then
+that each event has one subscriber.  The load is steady: the plan's, or half of what one process can do on this
+machine while it is fed, which is then measured first.  For each way of being sick: all are well for a while, then one is sick, then three, then
 five, then all are well again until the dispatcher gives all of them their full weight.
 
 What is compared is the same subscriptions' figures, of those that stay well, before and after the switch.
@@ -125,8 +125,9 @@ class Aftermath:
 
 @dataclass(slots=True)
 class Isolation:
-    """All of it."""
+    """All of it; `load` in events a second, `capacity` 0 where it was not measured."""
 
+    load: float
     capacity: float = 0.0
     rows: list[Hardship] = field(default_factory=list)
     ends: list[Aftermath] = field(default_factory=list)
@@ -138,8 +139,10 @@ class Isolation:
         """Return what the tables are about, and what they lack."""
         about = (
             f"Isolation: {SUBSCRIBERS} subscriptions, one target each, an event has one subscriber;"
-            f" load {LOAD:.0%} of {self.capacity:,.0f} deliveries a second"
+            f" load {self.load:,.0f} events a second"
         )
+        if self.capacity:
+            about += f", {LOAD:.0%} of what it can do"
         return "; ".join((about, *self.missed))
 
     def json(self) -> dict[str, Any]:
@@ -216,13 +219,14 @@ class Load:
 
 async def measure_isolation(url: str, feed: Feed, plan: Plan, tell: Tell) -> Isolation:
     """Measure every way of being sick, each with a dispatcher and queues of its own."""
-    found = Isolation()
+    found = Isolation(plan.load)
     for way in plan.ways:
         async with _ward() as ward, station(url, feed, ward.subscriptions(), keep=_PUT_OFF) as it:
-            if not found.capacity:
+            if not found.load:
                 tell("isolation: what the process can do")
                 found.capacity = await _capacity(it, ward, plan)
-            course = _Course(way, it, ward, plan, LOAD * found.capacity, tell)
+                found.load = LOAD * found.capacity
+            course = _Course(way, it, ward, plan, found.load, tell)
             try:
                 await course.run()
             except MeasuringError as error:

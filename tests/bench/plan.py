@@ -15,7 +15,8 @@ class Plan:
     after `warm_up` deliveries that do not count; both are multiples of a hundred, and workers take as many.  `detours` are the
     deliveries that fail once, and those whose target is busy.  `reloads` are the changes of the file of
     very many subscriptions.  Isolation: `well` are the seconds before, `ill` those of each number of `sick`
-    subscribers, in each of the `ways`; `backlog` is how many deliveries are put off beforehand.
+    subscribers, in each of the `ways`; `backlog` is how many deliveries are put off beforehand, `load` how
+    many events come a second, where 0 means half of what the process can do.
     """
 
     deliveries: int = 10_000
@@ -33,6 +34,7 @@ class Plan:
     well: float = 12.0
     ill: float = 12.0
     backlog: int = 100_000
+    load: float = 0.0
 
 
 FULL: Final = Plan()
