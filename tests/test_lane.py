@@ -88,6 +88,7 @@ class Traffic:
         monkeypatch.setattr(consumer, "MANY_ALONE", 1)
         monkeypatch.setattr(consumer, "LINGER", 0.0)
         monkeypatch.setattr(consumer, "CHANGE_WITHIN", 0.0)
+        monkeypatch.setattr(consumer, "CHANGE_EVERY", 0.0)
         self.lane = Lane("intake", "queue", 8, self._handle, Silence())
 
     async def begin(self) -> "Traffic":
@@ -100,6 +101,14 @@ class Traffic:
         self._go_on[self._tags] = asyncio.Event()
         self._takes[-1](_message(self._tags))
         return self._tags
+
+    async def obstruct(self, channel: int) -> int:
+        """Let a message be in the way of another's ack from one look to the next; returns its tag."""
+        in_the_way = self.come()
+        await self.lane.look()
+        await self.end(self.come(), channel)
+        await self.lane.look()
+        return in_the_way
 
     async def end(self, tag: int, channel: int) -> None:
         """Let a message be finished, and wait for its ack."""
@@ -119,9 +128,7 @@ class Traffic:
 
 async def test_a_lane_takes_its_whole_prefetch_again_when_nothing_is_in_the_way(monkeypatch):
     it = await Traffic(monkeypatch).begin()
-    in_the_way = [it.come() for _ in range(4)]
-    await it.end(it.come(), 0)
-    await it.lane.look()
+    in_the_way = [*(it.come() for _ in range(3)), await it.obstruct(0)]
     assert it.prefetches == [8, 4]
     assert it.channels.given[0].cancelled == ["consumer 1"]
     await it.lane.look()
@@ -136,9 +143,7 @@ async def test_a_lane_takes_its_whole_prefetch_again_when_nothing_is_in_the_way(
 async def test_a_channel_stays_for_a_while_after_its_last_ack(monkeypatch):
     it = await Traffic(monkeypatch).begin()
     monkeypatch.setattr(consumer, "LINGER", 0.2)
-    in_the_way = it.come()
-    await it.end(it.come(), 0)
-    await it.lane.look()
+    in_the_way = await it.obstruct(0)
     loop = asyncio.get_running_loop()
     ended = loop.time()
     await it.end(in_the_way, 0)
@@ -147,12 +152,11 @@ async def test_a_channel_stays_for_a_while_after_its_last_ack(monkeypatch):
 
 
 async def test_a_lane_leaves_no_more_than_four_channels_behind(monkeypatch):
-    it = await Traffic(monkeypatch).begin()
+    it = Traffic(monkeypatch)
     monkeypatch.setattr(it.lane, "prefetch", 100)
+    await it.begin()
     for turn in range(7):
-        it.come()
-        await it.end(it.come(), min(turn, 4))
-        await it.lane.look()
+        await it.obstruct(min(turn, 4))
     assert len(it.channels.given) == 1 + consumer.CHANNELS_LEFT
 
 
@@ -166,9 +170,37 @@ async def test_a_lane_changes_its_channel_for_many_acks_alone_only(monkeypatch):
     assert len(it.channels.given) == 1
 
 
+async def test_a_lane_keeps_its_channel_while_it_is_never_the_same_message_that_is_in_the_way(
+    monkeypatch,
+):
+    it = await Traffic(monkeypatch).begin()
+    in_the_way = it.come()
+    for _ in range(3):
+        await it.end(it.come(), 0)
+        await it.lane.look()
+        ended, in_the_way = in_the_way, it.come()
+        await it.end(ended, 0)
+    assert it.channels.given[0].acked == [2, 1, 4, 3, 6, 5]
+    assert len(it.channels.given) == 1
+
+
+async def test_a_lane_does_not_change_its_channel_again_soon(monkeypatch):
+    it = await Traffic(monkeypatch).begin()
+    monkeypatch.setattr(consumer, "CHANGE_EVERY", 0.5)
+    loop = asyncio.get_running_loop()
+    await it.obstruct(0)
+    changed_at = loop.time()
+    it.come()
+    while len(it.channels.given) == 2:
+        await it.end(it.come(), 1)
+        await it.lane.look()
+    assert loop.time() - changed_at >= 0.5
+
+
 async def test_a_lane_that_is_stopped_while_it_changes_its_channel_begins_no_other(monkeypatch):
     it = await Traffic(monkeypatch).begin()
     it.come()
+    await it.lane.look()
     await it.end(it.come(), 0)
 
     async def stop() -> Channel:
@@ -183,9 +215,7 @@ async def test_a_lane_that_is_stopped_while_it_changes_its_channel_begins_no_oth
 
 async def test_a_lane_whose_channels_are_gone_settles_nothing_on_any_of_them(monkeypatch):
     it = await Traffic(monkeypatch).begin()
-    it.come()
-    await it.end(it.come(), 0)
-    await it.lane.look()
+    await it.obstruct(0)
     it.come()
     await until(lambda: len(it.messages) == 3)
     it.lane.abandon()
@@ -196,9 +226,7 @@ async def test_a_lane_whose_channels_are_gone_settles_nothing_on_any_of_them(mon
 
 async def test_a_drain_sees_the_acks_of_every_channel_leave(monkeypatch):
     it = await Traffic(monkeypatch).begin()
-    in_the_way = it.come()
-    await it.end(it.come(), 0)
-    await it.lane.look()
+    in_the_way = await it.obstruct(0)
     last = it.come()
     await it.lane.stop()
     for tag in (in_the_way, last):
@@ -211,6 +239,7 @@ async def test_what_is_not_in_the_way_is_worked_off_before_a_channel_is_changed(
     it = await Traffic(monkeypatch).begin()
     monkeypatch.setattr(consumer, "CHANGE_WITHIN", 20.0)
     tags = [it.come() for _ in range(7)]
+    await it.lane.look()
     await it.end(tags[-1], 0)
     looking = asyncio.create_task(it.lane.look())
     await until(lambda: it.channels.given[0].cancelled)

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from service.broker.settler import Settler
+from service.broker import settler as module
+from service.broker.settler import ALONE_AFTER, FLUSH_AFTER, Settler
 from tests.test_broker import until
 
 
@@ -34,7 +35,7 @@ class Channel:
 @pytest.mark.parametrize(("way", "frame"), [("turn_away", "reject"), ("requeue", "nack")])
 async def test_no_ack_of_many_overtakes_a_message_given_back(way, frame):
     channel = Channel()
-    settler = Settler(channel, pytest.fail)  # type: ignore[arg-type]
+    settler = Settler(channel, 8, pytest.fail)  # type: ignore[arg-type]
     for tag in (1, 2, 3, 4):
         settler.opened(tag)
     settler.ack(1)
@@ -55,7 +56,7 @@ async def test_no_ack_of_many_overtakes_a_message_given_back(way, frame):
 async def test_acks_go_on_by_prefix_once_a_message_was_given_back():
     channel = Channel()
     channel.room.set()
-    settler = Settler(channel, pytest.fail)  # type: ignore[arg-type]
+    settler = Settler(channel, 8, pytest.fail)  # type: ignore[arg-type]
     for tag in (1, 2, 3):
         settler.opened(tag)
     await settler.turn_away(1)
@@ -68,7 +69,7 @@ async def test_acks_go_on_by_prefix_once_a_message_was_given_back():
 async def test_nothing_is_sent_on_a_channel_that_is_gone():
     channel = Channel()
     channel.room.set()
-    settler = Settler(channel, pytest.fail)  # type: ignore[arg-type]
+    settler = Settler(channel, 8, pytest.fail)  # type: ignore[arg-type]
     settler.opened(1)
     settler.close()
     settler.ack(1)
@@ -79,7 +80,7 @@ async def test_nothing_is_sent_on_a_channel_that_is_gone():
 
 async def test_a_channel_is_empty_when_the_last_message_is_settled_and_its_ack_sent():
     channel = Channel()
-    settler = Settler(channel, pytest.fail)  # type: ignore[arg-type]
+    settler = Settler(channel, 8, pytest.fail)  # type: ignore[arg-type]
     for tag in (1, 2):
         settler.opened(tag)
     emptied = asyncio.create_task(settler.emptied())
@@ -92,8 +93,62 @@ async def test_a_channel_is_empty_when_the_last_message_is_settled_and_its_ack_s
     assert channel.frames[1:] == [("ack", 1, False)]
 
 
+async def test_acks_behind_a_message_wait_for_it_and_go_with_it(monkeypatch):
+    monkeypatch.setattr(module, "ALONE_AFTER", 60.0)
+    channel = Channel()
+    settler = Settler(channel, 400, pytest.fail)  # type: ignore[arg-type]
+    for tag in range(1, 101):
+        settler.opened(tag)
+    for tag in range(2, 101):
+        settler.ack(tag)
+    await asyncio.sleep(3 * FLUSH_AFTER)
+    settler.ack(1)
+    await until(lambda: channel.frames)
+    assert (channel.frames, settler.alone) == ([("ack", 100, True)], 0)
+
+
+async def test_acks_behind_a_message_go_alone_when_it_takes_longer():
+    channel = Channel()
+    settler = Settler(channel, 400, pytest.fail)  # type: ignore[arg-type]
+    loop = asyncio.get_running_loop()
+    for tag in (1, 2, 3):
+        settler.opened(tag)
+    began = loop.time()
+    settler.ack(2)
+    settler.ack(3)
+    await until(lambda: len(channel.frames) == 2)
+    assert loop.time() - began >= ALONE_AFTER
+    assert channel.frames == [("ack", 2, False), ("ack", 3, False)]
+
+
+async def test_a_quarter_of_what_is_free_may_wait_behind_a_message(monkeypatch):
+    monkeypatch.setattr(module, "ALONE_AFTER", 60.0)
+    channel = Channel()
+    settler = Settler(channel, 10, pytest.fail)  # type: ignore[arg-type]
+    for tag in (1, 2, 3, 4):
+        settler.opened(tag)
+    settler.ack(2)
+    settler.ack(3)
+    await asyncio.sleep(5 * FLUSH_AFTER)
+    assert channel.frames == []
+    settler.ack(4)
+    await until(lambda: len(channel.frames) == 3)
+    assert channel.frames == [("ack", tag, False) for tag in (2, 3, 4)]
+
+
+async def test_what_waits_behind_a_message_is_acked_at_the_end(monkeypatch):
+    monkeypatch.setattr(module, "ALONE_AFTER", 60.0)
+    channel = Channel()
+    settler = Settler(channel, 400, pytest.fail)  # type: ignore[arg-type]
+    for tag in (1, 2):
+        settler.opened(tag)
+    settler.ack(2)
+    await settler.finish()
+    assert channel.frames == [("ack", 2, False)]
+
+
 async def test_a_channel_that_is_gone_is_not_waited_for():
-    settler = Settler(Channel(), pytest.fail)  # type: ignore[arg-type]
+    settler = Settler(Channel(), 8, pytest.fail)  # type: ignore[arg-type]
     settler.opened(1)
     emptied = asyncio.create_task(settler.emptied())
     await asyncio.sleep(0)

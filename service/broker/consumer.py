@@ -3,9 +3,9 @@
 A lane consumes one queue and works on each message in a task of its own, which outlives the channel: an
 HTTP request must not be cut off because a connection broke.
 
-Acks are batched, but for those behind an unfinished message: each of these costs the broker as much as a
-batch does.  A lane that sees many of them goes on over another channel, and leaves the unfinished message
-to the one that it came from.
+Acks are batched, but for those behind a message that stays unfinished: each of these costs the broker as
+much as a batch does.  A lane that sees many of them goes on over another channel, and leaves the unfinished
+message to the one that it came from.
 """
 
 import asyncio
@@ -28,9 +28,14 @@ from service.log import Log
 MANY_ALONE: Final = 100
 """Acks one by one since the lane last looked, from which on it changes its channel."""
 NARROW: Final = 0.75
-"""The share of the prefetch that could be had, below which the lane changes its channel as well.
+"""The share of what could be had, below which a channel's prefetch makes the lane change it as well.
 
 What waits on other channels is taken off the prefetch of a new one, which cannot be changed afterwards.
+"""
+CHANGE_EVERY: Final = 5.0
+"""Seconds between two changes because of a message in the way, at least: nothing comes in meanwhile.
+
+Where many targets are slow the next such message is there at once.
 """
 CHANGE_WITHIN: Final = 0.1
 """Seconds for what is not in the way to be worked off before the new channel's prefetch is set."""
@@ -119,6 +124,8 @@ class _Stream:
     consumer_tag: str | None = None
     alone: int = 0
     """How many acks had gone one by one when the lane last looked."""
+    oldest: int | None = None
+    """Which message had been unfinished for longest then."""
 
     async def cancel(self) -> None:
         """Ask for no more messages."""
@@ -156,6 +163,7 @@ class Lane:
         self._streams: list[_Stream] = []
         self._leaving: set[asyncio.Task[None]] = set()
         self._stopped = False
+        self._changed_at = float("-inf")
 
     @property
     def in_flight(self) -> int:
@@ -169,7 +177,7 @@ class Lane:
             await self._begin(await channels.to_consume(), self.prefetch)
 
     async def _begin(self, channel: AbstractChannel, prefetch: int) -> None:
-        settler = Settler(channel, self._on_failure)
+        settler = Settler(channel, prefetch, self._on_failure)
         stream = _Stream(channel, settler, prefetch)
         self._streams.append(stream)
         stream.consumer_tag = await consume(
@@ -192,17 +200,25 @@ class Lane:
         if self._stopped or not self._streams:
             return
         stream = self._streams[-1]
-        before, stream.alone = stream.alone, stream.settler.alone
-        left = sum(one.settler.unfinished for one in self._streams[:-1])
-        is_narrow = stream.prefetch < NARROW * (self.prefetch - left)
-        if stream.alone - before < MANY_ALONE and not is_narrow:
+        is_narrow = stream.prefetch < NARROW * self._room
+        if not is_narrow and not self._is_obstructed(stream):
             return
+        left = sum(one.settler.unfinished for one in self._streams[:-1])
         if len(self._streams) <= CHANNELS_LEFT and left <= self.prefetch // 2:
             await self._change(stream, self.prefetch // 2 - left)
+
+    def _is_obstructed(self, stream: _Stream) -> bool:
+        """Tell whether one message has been in the way of many acks since the lane last looked."""
+        settler, alone, oldest = stream.settler, stream.alone, stream.oldest
+        stream.alone, stream.oldest = settler.alone, settler.oldest
+        if oldest is None or oldest != settler.oldest or settler.alone - alone < MANY_ALONE:
+            return False
+        return asyncio.get_running_loop().time() >= self._changed_at + CHANGE_EVERY
 
     async def _change(self, stream: _Stream, unfinished: int) -> None:
         """Go on over another channel, once at most so many messages of this one are unfinished, or soon."""
         channel = await self._channels.to_consume()
+        self._changed_at = asyncio.get_running_loop().time()
         await stream.cancel()
         with suppress(TimeoutError):
             async with asyncio.timeout(CHANGE_WITHIN):

@@ -1,7 +1,8 @@
 """Acks, in batches: what a lane owes the broker for the messages of one channel.
 
 A batch is `multiple` up to the first unfinished tag; what is finished beyond an unfinished message is acked
-one by one, a few milliseconds later, so that one slow message never holds up the rest.
+one by one, some milliseconds later, so that one slow message never holds up the rest.  Not at once: most that
+are in the way are only a publish behind, and each ack costs the broker as much as a batch does.
 
 The law here: a message is settled once, on the channel it came from, and not at all when that is gone.
 """
@@ -15,18 +16,26 @@ from aiormq.abc import AbstractChannel
 
 FLUSH_AFTER: Final = 0.004
 FLUSH_COUNT: Final = 64
+ALONE_AFTER: Final = 0.025
+"""Seconds, or up to twice that, for which an ack waits behind an unfinished message."""
+WAITING_SHARE: Final = 0.25
+"""The share of the prefetch, less what is unfinished, that may wait so long; more goes at the next flush."""
 
 
 class Settler:
-    """Acks the messages of one channel, in batches."""
+    """Acks the messages of one channel, in batches; `prefetch` is how many come over it unacked."""
 
-    def __init__(self, channel: AbstractChannel, on_failure: Callable[[str], None]) -> None:
+    def __init__(
+        self, channel: AbstractChannel, prefetch: int, on_failure: Callable[[str], None]
+    ) -> None:
         self._channel = channel
         self._on_failure = on_failure
+        self._prefetch = prefetch
         self._loop = asyncio.get_running_loop()
         self._open: deque[int] = deque()
         self._done: set[int] = set()
         self._stragglers: set[int] = set()
+        self._straggling_since = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._emptied: asyncio.Future[None] | None = None
@@ -34,6 +43,11 @@ class Settler:
         self.closed = False
         self.alone = 0
         """How many acks were sent one by one, as an unfinished message was in the way."""
+
+    @property
+    def oldest(self) -> int | None:
+        """Return the tag that has been unfinished for longest."""
+        return self._open[0] if self._open else None
 
     @property
     def unfinished(self) -> int:
@@ -49,7 +63,7 @@ class Settler:
         if self.closed:
             return
         self._done.add(tag)
-        if len(self._done) >= FLUSH_COUNT:
+        if len(self._done) >= FLUSH_COUNT and self._open[0] in self._done:
             self._flush()
         elif self._timer is None:
             self._timer = self._loop.call_later(FLUSH_AFTER, self._flush)
@@ -89,6 +103,7 @@ class Settler:
 
     async def finish(self) -> None:
         """Send every ack that is due, and see it leave this process."""
+        self._prefetch = 0  # nothing waits any longer
         while self._done and not self.closed:
             self._flush()
             if self._flushing is not None:
@@ -128,7 +143,12 @@ class Settler:
         return [] if last is None else [(last, count > 1)]
 
     def _beyond(self) -> list[tuple[int, bool]]:
-        """Ack what was already waiting behind an unfinished message at the flush before this one."""
+        """Ack what has been waiting behind an unfinished message for long enough."""
+        now = self._loop.time()
+        may_wait = WAITING_SHARE * (self._prefetch - len(self._open) + len(self._done))
+        if now < self._straggling_since + ALONE_AFTER and len(self._done) <= may_wait:
+            return []
+        self._straggling_since = now
         late = self._stragglers & self._done
         self._done -= late
         self._stragglers = set(self._done)
