@@ -10,7 +10,6 @@ All calls here block; a program with an event loop calls them in a thread.
 
 import contextlib
 import os
-import random
 import secrets
 import shutil
 import signal
@@ -24,12 +23,12 @@ from types import FrameType, TracebackType
 from typing import Final, Self
 
 from service.errors import BrokerError
+from service.ports import free_ports
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """The server's own script: the wrapper in `/usr/sbin` insists on the system's user and folders."""
 
 _ROOT = Path("/")
-_PORTS = range(15_000, 32_000)
 _POLL = 0.02
 _TERMINATE_TIMEOUT = 15.0
 _KILL_TIMEOUT = 10.0
@@ -90,7 +89,7 @@ class PrivateBroker:
         self._server = server
         self._given_folder = folder
         self._folder: Path | None = None
-        self._ports = _free_ports(3)
+        self._ports = free_ports(3)
         if port is not None:
             self._ports[0] = port
         self._epmd: subprocess.Popen[bytes] | None = None
@@ -397,23 +396,6 @@ def serve_forever(folder: Path | None = None, *, port: int | None = None) -> Non
 
 class _Interrupted(BaseException):
     """Somebody asked the program to end."""
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on.
-
-    They lie below the range from which systems take the ports of outgoing connections: otherwise a
-    client that reconnects while the node is down may be given the node's own port, and be connected
-    to itself.
-    """
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.choice(_PORTS)  # noqa: S311 - nothing secret about it
-        with socket.socket() as candidate, contextlib.suppress(OSError):
-            candidate.bind(("127.0.0.1", port))
-            if port not in ports:
-                ports.append(port)
-    return ports
 
 
 def _listens(port: int) -> bool:

@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ from typing import Any, Self
 import aiohttp
 import jsonschema
 import yaml
+
+from service.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -155,12 +156,6 @@ class Dispatcher:
     async def _read_stderr(self) -> None:
         assert self._process.stderr is not None
         self.stderr += (await self._process.stderr.read()).decode()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def subscription(name: str, *urls: str | dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 from service.core.balancer import smooth_round_robin
 from service.core.health import TargetState
 from service.core.subscription import Target
-from tests.dispatcher import free_port
+from service.ports import free_port
 from tests.receivers import Received, Recorder
 
 CONFIG = """

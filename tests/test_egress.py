@@ -11,6 +11,7 @@ import pytest
 from service.core.address import EgressRules
 from service.core.delivery import Answered, Failed, FailureKind, Forbidden
 from service.core.subscription import TlsFiles
+from service.ports import free_port
 from service.webhook.sender import WebhookSender
 from tests.certificates import Authority
 from tests.receivers import ConnectProxy, Hostile, Recorder, silent
@@ -20,7 +21,6 @@ from tests.sending import (
     attempt,
     both_loops,
     event_loop_policy,  # noqa: F401 - taken up by pytest-asyncio
-    free_port,
     networks,
     send,
     subscribe,

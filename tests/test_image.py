@@ -23,8 +23,9 @@ from typing import Any
 import pytest
 
 import service
+from service.ports import free_port
 from service.publish import Publisher
-from tests.dispatcher import Station, free_port, subscription, validate_line, write_subscriptions
+from tests.dispatcher import Station, subscription, validate_line, write_subscriptions
 from tests.receivers import Recorder
 
 ROOT = Path(__file__).parent.parent

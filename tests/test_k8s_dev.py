@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from service.ports import free_port
 from service.publish import Publisher
-from tests.dispatcher import ROOT, Station, free_port
+from tests.dispatcher import ROOT, Station
 from tests.tools import manifests
 from tests.tools.manifests import environment, named, pod_of
 

@@ -38,11 +38,12 @@ from service.core.delivery import (
 )
 from service.core.event import Event
 from service.core.subscription import RetryPolicy
+from service.ports import free_port
 from service.publish import Publisher
 from service.settings import PREFIX, SECRET_FIELDS, Settings, known_names
 from service.subscriptions import load
 from service.subscriptions.model import SubscriptionModel
-from tests.dispatcher import ROOT, SECRET, Station, free_port, station, subscription, validate_line
+from tests.dispatcher import ROOT, SECRET, Station, station, subscription, validate_line
 from tests.receivers import Received, Recorder
 
 README = (ROOT / "README.md").read_text()

@@ -18,12 +18,12 @@ from typing import Any, Self
 
 import pytest
 
+from service.ports import free_port
 from service.publish import Publisher
 from tests.dispatcher import (
     ROOT,
     Dispatcher,
     Station,
-    free_port,
     station,
     subscription,
     validate_line,

@@ -16,6 +16,7 @@ import standardwebhooks
 from service import __version__
 from service.core.delivery import Answered, FailureKind
 from service.core.subscription import Scheme, Signing
+from service.ports import free_port
 from service.webhook.formats import Content
 from service.webhook.sender import WebhookSender
 from tests.receivers import Answer, Hostile, Reader, Recorder, Writer, floods, read_request, says
@@ -30,7 +31,6 @@ from tests.sending import (
     both_loops,
     can_connect,
     event_loop_policy,  # noqa: F401 - taken up by pytest-asyncio
-    free_port,
     send,
     sender_to,
     subscribe,

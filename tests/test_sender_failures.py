@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from service.core.delivery import Failed, FailureKind, Forbidden
+from service.ports import free_port
 from service.webhook.formats import Content
 from service.webhook.sender import WebhookSender
 from tests.receivers import (
@@ -27,7 +28,6 @@ from tests.sending import (
     attempt_at,
     both_loops,
     event_loop_policy,  # noqa: F401 - taken up by pytest-asyncio
-    free_port,
     send,
     subscribe,
     until,

@@ -13,10 +13,11 @@ import structlog
 
 from service import workers
 from service.clock import SystemClock
+from service.ports import free_port
 from service.publish import Publisher
 from service.settings import Settings
 from service.workers import Counts, add_up
-from tests.dispatcher import Dispatcher, Station, free_port, station, subscription
+from tests.dispatcher import Dispatcher, Station, station, subscription
 from tests.receivers import Answer, Recorder
 
 

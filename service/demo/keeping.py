@@ -1,22 +1,17 @@
 """`demo --keep`: everything stays up after the tour, and a person is told how to use it."""
 
 import asyncio
-import random
 import shlex
-import socket
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Final
 
 from service.demo.dispatcher import Dispatcher
 from service.demo.place import DemoFailed, Place, program
 from service.demo.receivers import HOST
 from service.demo.rows import Rows
 from service.demo.screen import Screen
+from service.ports import free_port
 from service.settings import PREFIX
-
-_PORTS: Final = range(15_000, 32_000)
-"""Below those that systems take for outgoing connections, so that a free one stays free."""
 
 Running = Callable[[Mapping[str, str]], AbstractAsyncContextManager[Dispatcher]]
 
@@ -44,18 +39,6 @@ async def _until_interrupted(dispatcher: Dispatcher) -> None:
             task.uncancel()
         return
     raise DemoFailed("the dispatcher ended by itself")
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    while True:
-        port = random.choice(_PORTS)  # noqa: S311 - nothing secret about it
-        with socket.socket() as candidate:
-            try:
-                candidate.bind((HOST, port))
-            except OSError:
-                continue
-            return port
 
 
 def _write_environment(place: Place, secrets: Mapping[str, str]) -> None:

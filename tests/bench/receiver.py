@@ -7,7 +7,6 @@ of its deliveries have arrived, the same way for everything that is measured.
 import asyncio
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import aiohttp
 
+from service.ports import free_port
 from tests.bench.processes import MeasuringError, line_from, module_environ, started
 
 _POLL = 0.02
@@ -166,10 +166,3 @@ def _nginx_program() -> str | None:
 def _version(program: str) -> str:
     told = subprocess.run([program, "-v"], capture_output=True, text=True, check=False).stderr
     return told.strip().rpartition(" ")[2] or "nginx"
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -18,10 +18,11 @@ import orjson
 from yarl import URL
 
 from service.broker.topology import Topology, topology
+from service.ports import free_port
 from tests.bench.events import EVENT_TYPE, Feed
 from tests.bench.plan import IN_FLIGHT
 from tests.bench.processes import MeasuringError, module_environ, started
-from tests.bench.receiver import Receiver, free_port
+from tests.bench.receiver import Receiver
 
 SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 FAN_OUTS: Final = (1, 10, 100)

@@ -11,7 +11,8 @@ from typing import Any, Final
 import jsonschema_rs
 import orjson
 
-from tests.dispatcher import ROOT, Dispatcher, free_port
+from service.ports import free_port
+from tests.dispatcher import ROOT, Dispatcher
 from tests.faults.guard import Guard
 
 _SCHEMAS: Final = {
