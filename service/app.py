@@ -19,7 +19,7 @@ from service.broker.consumer import Lane
 from service.broker.outbox import Outbox
 from service.broker.publisher import Publisher
 from service.budget import Budget
-from service.clock import Clock, SystemClock
+from service.clock import SystemClock, WakingClock
 from service.core.address import EgressRules
 from service.deliver import Deliverer
 from service.dispatch import Dispatcher
@@ -69,7 +69,7 @@ class App:
         self._environ = Read(environ)
         self._log = log
         self._lines = lines
-        self._clock: Clock = SystemClock()
+        self._clock = WakingClock()
         self._metrics = Metrics()
         self._states = States(settings.replicas)
         self._watcher = SubscriptionWatcher(
@@ -81,7 +81,9 @@ class App:
             on_undecided=self._filter_failed,
         )
         self._schemas = EventSchemas.load(settings.schemas or PACKAGED)
-        self._sender = WebhookSender(rules=egress_rules(settings), proxy=settings.egress_proxy_url)
+        self._sender = WebhookSender(
+            rules=egress_rules(settings), proxy=settings.egress_proxy_url, clock=self._clock
+        )
         self._names = topology.Names(settings.prefix)
         self._publisher = Publisher(settings.publish_timeout)
         dispatcher = self._dispatcher()
@@ -140,6 +142,7 @@ class App:
                 asyncio.create_task(self._broker.run(), name="broker"),
                 asyncio.create_task(self._log.run(), name="log"),
                 asyncio.create_task(self._heartbeat.run(), name="heartbeat"),
+                asyncio.create_task(self._clock.run(), name="clock"),
             ]
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)

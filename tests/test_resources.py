@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -354,3 +355,22 @@ async def test_a_jump_back_does_not_lengthen_a_pause_that_a_target_asked_for(it)
         clock.jump(-3600)
         await receiver.wait_for(3, 12)
     assert ids_of(receiver.requests[1:]) == set(events)
+
+
+# --- a process that is stopped ---------------------------------------------------------------------
+
+
+async def test_what_waits_for_a_process_that_was_stopped_is_delivered_soon_after_it_goes_on(it):
+    async with Recorder(answer=lambda _: Answer(delay=0.15)) as receiver:
+        dispatcher = await it.dispatcher(subscription("s", receiver.url))
+        events = await publish(it, 40)
+        await receiver.wait_for(1)
+        os.kill(dispatcher.pid, signal.SIGSTOP)
+        events += await publish(it, 300)
+        await asyncio.sleep(8)
+        os.kill(dispatcher.pid, signal.SIGCONT)
+        await dispatcher.line("attempt.succeeded", len(events))
+        assert await dispatcher.stop() == 0
+    assert ids_of(receiver.requests) == set(events)
+    assert not dispatcher.of("target.ejected")
+    assert {line["error.type"] for line in dispatcher.of("attempt.failed")} <= {"local"}

@@ -117,6 +117,21 @@ def test_places_begin_behind_the_time_before_which_nothing_may_happen():
     assert line.reserve(100.0, 1.0, 160.0, 0.5) == 62.0
 
 
+def test_a_line_that_began_at_a_slow_target_is_short_once_it_is_fast_and_long_again_once_it_is_slow():
+    line = Line()
+    for _ in range(90):
+        line.reserve(100.0, 0.5, 0.0, 0.5)
+    assert line.reserve(130.0, 200.0, 0.0, 0.5) == pytest.approx(1.0 + 75 / 200)
+    assert line.reserve(130.0, 0.5, 0.0, 0.5) == pytest.approx(1.0 + 76 / 0.5)
+
+
+def test_what_a_target_is_to_be_left_alone_for_is_no_part_of_its_line():
+    line = Line()
+    for _ in range(10):
+        line.reserve(100.0, 1.0, 160.0, 0.5)
+    assert line.reserve(100.0, 0.1, 160.0, 0.5) == pytest.approx(61.0 + 10 / 0.1)
+
+
 @given(st.integers(1, 300), st.floats(0.01, 1000), st.floats(0, 1))
 def test_a_place_is_never_further_away_than_ten_minutes(count, rate, draw):
     line = Line()

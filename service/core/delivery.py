@@ -46,7 +46,8 @@ class Failed:
     """No complete answer came.
 
     `stale_connection` tells that a reused keep-alive connection died before one byte came back: the
-    target never saw the request, or not more than once, and one free repeat is due (RFC 9110, 9.2.2).
+    target never saw the request, or not more than once, and one free repeat is due (RFC 9110, 9.2.2).  So it is
+    where this process was stopped until the answer would have been too late.
     """
 
     kind: FailureKind

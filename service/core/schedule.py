@@ -96,13 +96,15 @@ class ReturnLines:
 class Line:
     """Places in line for a target that cannot take more now: one slot per delivery, in the future.
 
-    A backlog so goes round the broker about once per delivery, instead of spinning.
+    A backlog so goes round the broker about once per delivery, instead of spinning.  A target that comes to
+    take more, or less, has those places sooner, or later, that are given from then on.
     """
 
-    __slots__ = ("_next",)
+    __slots__ = ("_begin", "_next", "_rate")
 
     def __init__(self) -> None:
-        self._next = 0.0
+        self._begin = self._next = 0.0
+        self._rate = 1.0
 
     def reserve(self, now: float, rate: float, not_before: float, draw: float) -> float:
         """Return the seconds until the next free slot after `not_before` (same clock as `now`).
@@ -111,9 +113,10 @@ class Line:
         longer than that is spread over the second half of the 10 min by `draw` (0..1).
         """
         start = max(now, not_before)
-        horizon = start + SLOT_MAX
-        slot = max(start + SLOT_MIN, self._next)
-        if slot > horizon:
+        places = max(0.0, self._next - max(now + SLOT_MIN, self._begin)) * self._rate
+        self._begin, self._rate = start + SLOT_MIN, rate
+        self._next = slot = self._begin + places / rate
+        if slot > start + SLOT_MAX:
             return start + SLOT_MAX * (0.5 + 0.5 * draw) - now
         self._next = slot + 1.0 / rate
         return slot - now

@@ -26,6 +26,7 @@ from service.webhook.route import Route, Routes
 from service.webhook.tls import TlsContexts
 
 _START_LENGTH = 512  # characters of an answer's body that are kept
+_ASLEEP = 1.0  # seconds of a stop of ours from which on a timeout tells nothing of the target
 _PRINTABLE = re.compile(r"[ -~]*", re.ASCII)
 
 
@@ -94,7 +95,7 @@ class WebhookSender:
 
     async def _attempt(self, route: Route, start: bytes, body: bytes, started: float) -> Outcome:
         """Send the request and read its answer, whatever comes."""
-        seen = Observation()
+        seen, began = Observation(), asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(route.timeout):
                 door = route.door or await self._door(route)
@@ -102,6 +103,10 @@ class WebhookSender:
                 answer = await exchange(connection, start, body)
         except Exception as error:  # noqa: BLE001 - a receiver must not be able to raise into a round
             duration = self._clock.monotonic() - started
+            asleep = asyncio.get_running_loop().time() - began - duration
+            if isinstance(error, TimeoutError) and asleep > _ASLEEP:
+                detail = f"this process was stopped for {asleep:.0f} s"
+                return Failed(FailureKind.LOCAL, detail, duration, stale_connection=True)
             return failure(error, seen, place=route.place, duration=duration)
         else:
             return self._answered(answer, started)
