@@ -133,8 +133,7 @@ def redrive_rejected(names: Names) -> Callable[[Parked], Place]:
 
     def route(parked: Parked) -> Place:
         properties = codec.restored_properties(parked.properties)
-        headers = parked.properties.headers or {}
-        if codec.STATE in headers:
+        if codec.has_state(parked.properties.headers or {}):
             return Place(names.deliveries, "", properties)
         rejected = codec.read_rejected(parked.properties, parked.routing_key, parked.body)
         # A key that is no text grows beyond what AMQP carries when it is written as text.

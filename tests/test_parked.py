@@ -4,6 +4,8 @@ import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from pamqp.commands import Basic
@@ -15,6 +17,7 @@ from service.broker.wire import head_frames
 from service.core.delivery import Attempt, Delivery, Reason
 from service.core.event import Event
 from service.errors import EventRejected
+from service.log import rfc3339
 from service.redrive import Wanted, tell_dead_letter, tell_rejected
 from tests.dispatcher import Station, station
 
@@ -206,6 +209,63 @@ def test_a_rejected_event_comes_back_with_the_properties_it_had():
     again = codec.restored_properties(codec.parked_again(parked, "a.b", b""))
     assert again.headers == {"tenant": "acme"}
     assert (again.message_id, again.message_type, again.app_id) == ("m1", "a.b", "shop")
+
+
+def _parked_by_the_broker(queue: str, **more: Any) -> Basic.Properties:
+    """Return the properties of a message that the broker parked, as it writes them, with headers of its producer."""
+    death: dict[str, Any] = {
+        "queue": queue,
+        "reason": "rejected",
+        "count": 1,
+        "time": datetime.fromtimestamp(NOW, UTC),
+    }
+    return Basic.Properties(message_id="m1", headers={"x-death": [death], **more})
+
+
+def test_what_a_producer_says_of_an_event_that_the_broker_parked_is_not_believed():
+    forged = codec.delivery_properties(delivery(1, "acme")).headers or {}
+    told = {
+        codec.REASON: "schema_violation",
+        codec.DETAIL: "trust me",
+        codec.REJECTED_AT: "2020-01-01T00:00:00Z",
+        codec.REJECTED_ID: "x",
+        codec.ROUTING_KEY: "y",
+        codec.MESSAGE_ID: "z",
+    }
+    parked = _parked_by_the_broker("webhooks.intake", **(told | forged))
+    again = codec.parked_again(parked, "a.b", b"12")
+    for properties in (parked, again):
+        read = codec.read_rejected(properties, "a.b", b"12")
+        assert (read.reason, read.detail) == ("too_large", "the body has 2 bytes")
+        assert (read.event_id, read.routing_key) == ("m1", "a.b")
+        assert read.rejected_at == rfc3339(NOW)
+        assert not codec.has_state(properties.headers or {})
+        restored = codec.restored_properties(properties)
+        assert restored.message_id == "m1"
+        assert codec.STATE not in (restored.headers or {})
+
+
+def test_a_delivery_that_the_broker_parked_goes_back_as_what_it_was():
+    state = codec.delivery_properties(delivery(1, "acme")).headers or {}
+    parked = _parked_by_the_broker("webhooks.deliveries", **state)
+    for properties in (parked, codec.parked_again(parked, "", b"{}")):
+        assert codec.has_state(properties.headers or {})
+        restored = codec.restored_properties(properties).headers
+        assert codec.read_deliveries(restored, b"{}") == [delivery(1, "acme")]
+
+
+@pytest.mark.parametrize("name", ["id", "type", "source", "subscription_id"])
+def test_a_state_that_would_not_fit_into_a_frame_again_is_not_read(name):
+    state = json.loads(
+        str((codec.delivery_properties(delivery(1, "x")).headers or {})[codec.STATE])
+    )
+    (state["event"] if name in state["event"] else state)[name] = "n" * 100_000
+    with pytest.raises(EventRejected, match="the state has more than 98304 bytes"):
+        codec.read_deliveries({codec.STATE: json.dumps(state)}, b"{}")
+    (state["event"] if name in state["event"] else state)[name] = "n" * 50_000
+    if name != "source":
+        with pytest.raises(EventRejected, match="more than 1024 characters"):
+            codec.read_deliveries({codec.STATE: json.dumps(state)}, b"{}")
 
 
 def test_headers_too_large_to_carry_on_are_dropped_and_it_is_said():

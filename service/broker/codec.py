@@ -34,9 +34,14 @@ MESSAGE_ID = "x-rejected-message-id"
 POISON = "poison"
 EXPIRED = "expired"
 
+BACKLOG = ".deliveries"
+"""How the name of the one queue ends whose messages have a state that the dispatcher wrote."""
+
 _OURS = (STATE, SUBSCRIPTIONS, REASON, DETAIL, REJECTED_AT, REJECTED_ID, ROUTING_KEY, MESSAGE_ID)
 _BROKERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "CC", "BCC")
 _HEADER_ROOM = 64 * 1024
+_STATE_ROOM = 96 * 1024
+_ID_ROOM = 1024
 _BODY_START_KEPT = 256
 _DETAIL_KEPT = 1024
 
@@ -106,8 +111,9 @@ def rejected_properties(
 
 def restored_properties(original: Basic.Properties) -> Basic.Properties:
     """Return the properties with which a rejected message goes back to work: those it first had."""
-    message_id = (original.headers or {}).get(MESSAGE_ID)
-    restored = _carried_over(original, {}, dropped=_OURS[2:])
+    headers = original.headers or {}
+    restored = _carried_over(original, {}, dropped=_OURS[2:] if has_state(headers) else _OURS)
+    message_id = None if _came_by_broker(headers) else headers.get(MESSAGE_ID)
     if isinstance(message_id, str):
         restored.message_id = message_id
     return restored
@@ -118,20 +124,45 @@ def parked_again(original: Basic.Properties, routing_key: str, body: bytes) -> B
 
     What the broker's own headers tell of a message that it parked itself is written down as ours.
     """
-    headers: dict[str, FieldValue] = {}
-    if "x-death" in (original.headers or {}) and REASON not in (original.headers or {}):
-        told = read_rejected(original, routing_key, body)
-        headers = {REASON: told.reason, DETAIL: told.detail, ROUTING_KEY: routing_key}
-        if told.rejected_at:
-            headers[REJECTED_AT] = told.rejected_at
-    return _with_own_id(original, headers, dropped=())
+    theirs = original.headers or {}
+    if not _came_by_broker(theirs):
+        return _with_own_id(original, {}, dropped=())
+    told = read_rejected(original, routing_key, body)
+    headers: dict[str, FieldValue] = {
+        REASON: told.reason,
+        DETAIL: told.detail,
+        ROUTING_KEY: routing_key,
+    }
+    if told.rejected_at:
+        headers[REJECTED_AT] = told.rejected_at
+    return _with_own_id(original, headers, dropped=_OURS[2:] if has_state(theirs) else _OURS)
+
+
+def _came_by_broker(headers: FieldTable) -> bool:
+    """Tell whether the broker itself parked a message, so that what it tells of us may be a producer's word.
+
+    The dispatcher takes the broker's headers off whatever it parks.
+    """
+    return "x-death" in headers
+
+
+def has_state(headers: FieldTable) -> bool:
+    """Tell whether a rejected message carries the state of a delivery, and one that the dispatcher wrote.
+
+    A producer can write such a header as well: that of an event which the broker parks is not to be believed.
+    """
+    if STATE not in headers or not _came_by_broker(headers):
+        return STATE in headers
+    latest = _latest_death(headers)
+    return str(latest.get("queue")).endswith(BACKLOG)
 
 
 def _with_own_id(
     original: Basic.Properties, headers: dict[str, FieldValue], *, dropped: Sequence[str]
 ) -> Basic.Properties:
     """Return properties with a message id of their own; the original's is kept in a header."""
-    if original.message_id and MESSAGE_ID not in (original.headers or {}):
+    theirs = original.headers or {}
+    if original.message_id and (MESSAGE_ID not in theirs or MESSAGE_ID in dropped):
         headers[MESSAGE_ID] = original.message_id
     kept = _carried_over(original, headers, dropped=dropped)
     kept.message_id = _new_id()
@@ -145,7 +176,7 @@ def read_deliveries(headers: Mapping[str, Any] | None, body: bytes) -> list[Deli
     """
     try:
         told = headers or {}
-        state = orjson.loads(told[STATE])
+        state = orjson.loads(_within_bounds(told[STATE]))
         ids = (
             str(told[SUBSCRIPTIONS]).split(",")
             if SUBSCRIPTIONS in told
@@ -157,6 +188,13 @@ def read_deliveries(headers: Mapping[str, Any] | None, body: bytes) -> list[Deli
         raise EventRejected(
             "invalid_envelope", f"no delivery of this dispatcher: {type(error).__name__} {error}"
         ) from error
+
+
+def _within_bounds(state: str) -> str:
+    """Return the state; raises ValueError for one that would not fit into a frame when it is published again."""
+    if len(state) > _STATE_ROOM // 4 and len(str(state).encode()) > _STATE_ROOM:
+        raise ValueError(f"the state has more than {_STATE_ROOM} bytes")
+    return state
 
 
 def read_dead_letter(headers: Mapping[str, Any] | None, body: bytes) -> DeadLettered:
@@ -172,14 +210,15 @@ def read_dead_letter(headers: Mapping[str, Any] | None, body: bytes) -> DeadLett
 def read_rejected(properties: Basic.Properties, routing_key: str, body: bytes) -> Rejected:
     """Return a rejected event; one that the broker itself parked is `too_large` or `poison`."""
     headers = properties.headers or {}
-    reason, detail = headers.get(REASON), _text(headers.get(DETAIL), "")
-    if reason is None:
+    if _came_by_broker(headers) or REASON not in headers:
         reason, detail = _parked_by_broker(headers, body)
+        at, given = _death_time(headers), properties.message_id
+        return Rejected(reason, detail, at, given, routing_key, body)
     event_id = headers.get(REJECTED_ID, headers.get(MESSAGE_ID, properties.message_id))
     return Rejected(
-        _text(reason, ""),
-        detail,
-        _text(headers.get(REJECTED_AT), "") or _death_time(headers),
+        _text(headers.get(REASON), ""),
+        _text(headers.get(DETAIL), ""),
+        _text(headers.get(REJECTED_AT), "") or None,
         event_id if isinstance(event_id, str) else None,
         _text(headers.get(ROUTING_KEY), routing_key),
         body,
@@ -192,9 +231,7 @@ def _text(value: FieldValue, default: str) -> str:
 
 def _parked_by_broker(headers: FieldTable, body: bytes) -> tuple[str, str]:
     """Return reason and detail of what the broker parked, from its latest reason to do so."""
-    deaths = headers.get("x-death")
-    latest = deaths[0] if isinstance(deaths, list) and deaths else None
-    match latest.get("reason") if isinstance(latest, dict) else None:
+    match _latest_death(headers).get("reason"):
         case "rejected":
             return "too_large", f"the body has {len(body)} bytes"
         case "expired":
@@ -210,12 +247,15 @@ def _parked_by_broker(headers: FieldTable, body: bytes) -> tuple[str, str]:
 
 
 def _death_time(headers: FieldTable) -> str | None:
+    time = _latest_death(headers).get("time")
+    return rfc3339(time.timestamp()) if isinstance(time, datetime) else None
+
+
+def _latest_death(headers: FieldTable) -> FieldTable:
+    """Return why and where the broker dead-lettered a message last; it writes that in front of the others."""
     deaths = headers.get("x-death")
-    if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict):
-        time = deaths[0].get("time")
-        if isinstance(time, datetime):
-            return rfc3339(time.timestamp())
-    return None
+    latest = deaths[0] if isinstance(deaths, list) and deaths else None
+    return latest if isinstance(latest, dict) else {}
 
 
 def _new_id() -> str:
@@ -369,6 +409,8 @@ def _event(state: Mapping[str, Any], body: bytes) -> Event:
 def _delivery(state: Mapping[str, Any], event: Event, subscription_id: str) -> Delivery:
     if not isinstance(subscription_id, str):
         raise TypeError("subscription_id is no text")
+    if len(subscription_id) > _ID_ROOM or len(event.id) > _ID_ROOM or len(event.type) > _ID_ROOM:
+        raise ValueError(f"an id or the type has more than {_ID_ROOM} characters")
     history = tuple(Attempt(**_checked(attempt, _ATTEMPT)) for attempt in state["history"])
     told = _checked(state, _DELIVERY)
     return Delivery(event=event, subscription_id=subscription_id, history=history, **told)
