@@ -49,6 +49,10 @@ class Message(Protocol):
     def ack(self) -> None:
         """Settle."""
 
+    @property
+    def may_be_turned_away(self) -> bool:
+        """Tell whether the broker can park the message."""
+
     async def turn_away(self) -> None:
         """Settle: the broker parks the message among the rejected."""
 
@@ -235,6 +239,12 @@ class Dispatcher:
         size = f"the body has {message.left_out} bytes, the limit is {self._max_event_bytes}"
         rejection = EventRejected("too_large", size)
         rejection.event_id = _given_id(message)
+        if not message.may_be_turned_away:
+            rejection.detail += (
+                ", and RabbitMQ cannot park it with such an x-death header: left out"
+            )
+            await self._reject(message, rejection)
+            return
         await message.turn_away()
         if not message.lost:
             self._note_rejected(message, rejection)

@@ -380,6 +380,23 @@ async def test_a_deleted_queue_is_made_again_and_consumed(amqp_url, prefix, even
         await until(lambda: it.got)
 
 
+# Nothing that is published shows that this one is gone: it is where the delay ladder ends.
+async def test_a_deleted_exchange_is_noticed_and_made_again(
+    amqp_url, prefix, events_exchange, monkeypatch
+):
+    monkeypatch.setattr("service.broker.connection.UNROUTED_POLL", 0.2)
+    async with rig(amqp_url, prefix, events_exchange, queue="deliveries") as it:
+        await until(lambda: it.broker.consuming)
+        async with raw(amqp_url) as connection:
+            channel = await connection.channel()
+            await channel.exchange_delete(f"{prefix}.deliveries")
+        await until(lambda: it.log.of("broker.disconnected"))
+        assert f"no exchange '{prefix}.deliveries'" in it.log.of("broker.disconnected")[0]["error"]
+        await until(lambda: it.broker.consuming)
+        await it.publisher.publish(f"{prefix}.deliveries", "", b"x", properties())
+        await until(lambda: it.got)
+
+
 async def test_the_broker_may_die_and_come_back(node, amqp_url, prefix, events_exchange):
     async with rig(amqp_url, prefix, events_exchange) as it:
         await until(lambda: it.broker.consuming)

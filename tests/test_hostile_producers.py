@@ -367,6 +367,44 @@ async def test_ten_megabytes_a_message_do_not_add_up(watch):
     assert resident() - before < 60_000_000
 
 
+ENTRY = (("queue", text("q")), ("reason", text("rejected")), ("count", b"l" + b"\0" * 7 + b"\1"))
+DEATHS = {
+    "numbers": b"b\1b\2",
+    "a text": text("q"),
+    "an empty entry": b"F" + table(),
+    "a count that is a text": b"F" + table(*ENTRY[:2], ("count", text("1"))),
+    "a queue that is a number": b"F" + table(("queue", b"b\1"), *ENTRY[1:]),
+    "no reason": b"F" + table(ENTRY[0], ENTRY[2]),
+    "one that is none": b"F" + table(*ENTRY) + b"V",
+}
+
+
+# RabbitMQ's worker for dead letters dies of these, again and again, and with it the delay ladder.
+async def test_a_forged_history_of_a_large_event_stops_no_retries(it):
+    answers = itertools.cycle([503, 200])
+    async with Recorder(answer=lambda _: next(answers)) as receiver:
+        dispatcher = await it.dispatcher(
+            subscription("s", receiver.url, retry={"schedule": ["1s"], "jitter": 0})
+        )
+        large = [
+            Raw(b" " * 300_000, name.encode(), headers(("x-death", b"A" + long(deaths))))
+            for name, deaths in DEATHS.items()
+        ]
+        sound = Raw(
+            b" " * 300_001, b"sound", headers(("x-death", b"A" + long(b"F" + table(*ENTRY))))
+        )
+        taken = await asyncio.to_thread(send_all, it, [*large, sound, Raw()])
+        assert len(taken) == len(large) + 2
+        await dispatcher.line("attempt.succeeded")
+        await dispatcher.line("event.rejected", len(large) + 1)
+        assert await dispatcher.stop() == 0
+    told = {line["routing_key"]: line for line in await it.parked("rejected")}
+    assert {line["reason"] for line in told.values()} == {"too_large"}
+    assert told.pop("sound")["bytes"] == 300_001
+    assert told.keys() == DEATHS.keys()
+    assert all("300000 bytes" in line["detail"] for line in told.values())
+
+
 # An event that expires in the queue is not one that could not be settled.
 async def test_an_event_that_its_producer_lets_expire_is_listed_as_expired(it):
     dispatcher = await it.dispatcher(subscription("s", "http://127.0.0.1:1/"))

@@ -325,10 +325,11 @@ class Broker:
                     await lane.look()
 
     async def _watch_waiting(self, session: Session) -> None:
-        """Count what waits for people: the catch-all queue must stay empty.
+        """Count what waits for people, and see that our exchanges are there.
 
-        The broker parks by itself what was delivered too often; nothing else here would tell of it.
-        A passive declaration needs no permission at all.
+        The catch-all queue must stay empty.  The broker parks by itself what was delivered too often; nothing else
+        here would tell of it, nor of an exchange that was deleted, behind which the delay ladder stands still: that
+        ends the session, and the next one declares it.  A passive declaration needs no permission at all.
         """
         names = self._wanted.names
         channel = await session.channel(session.consuming, confirms=False)
@@ -339,6 +340,8 @@ class Broker:
             self._on_waiting(waiting)
             if waiting.unrouted:
                 self._log.error("broker.unrouted", queue=names.unrouted, messages=waiting.unrouted)
+            for exchange in self._wanted.exchanges:
+                await channel.exchange_declare(exchange.name, passive=True)
             await asyncio.sleep(UNROUTED_POLL)
 
 

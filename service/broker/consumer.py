@@ -75,6 +75,18 @@ class Message:
         return self.properties.headers or {}
 
     @property
+    def may_be_turned_away(self) -> bool:
+        """Tell whether the broker can dead-letter the message.
+
+        RabbitMQ's worker for that fails on an `x-death` that RabbitMQ did not write, and fails again when it is
+        started anew, until no queue of the node dead-letters any more: the delay ladder stands still (3.10).
+        """
+        deaths = self.headers.get("x-death", [])
+        if UNDECODABLE in self.headers:
+            return False
+        return not isinstance(deaths, list) or all(map(_is_a_death, deaths))
+
+    @property
     def incoming(self) -> Incoming:
         """Return what an event is read from.
 
@@ -99,6 +111,16 @@ class Message:
     def lost(self) -> bool:
         """Tell whether the channel is gone: the broker will deliver the message again."""
         return self.settler.closed
+
+
+def _is_a_death(told: object) -> bool:
+    """Tell whether this is an entry of `x-death` such as RabbitMQ writes, in what it reads of one."""
+    return (
+        isinstance(told, dict)
+        and isinstance(told.get("queue"), str)
+        and isinstance(told.get("reason"), str)
+        and type(told.get("count")) is int
+    )
 
 
 Handler = Callable[[Message], Awaitable[None]]
