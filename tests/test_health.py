@@ -64,6 +64,20 @@ def test_an_answer_that_is_no_failure_of_the_target_starts_the_count_again(outco
     assert target.health == "healthy"
 
 
+@pytest.mark.parametrize(
+    "outcome",
+    [
+        Failed(FailureKind.LOCAL, "no descriptors", 0.01),
+        Failed(FailureKind.RESET, "it had been idle", 0.01, stale_connection=True),
+    ],
+)
+def test_what_is_not_the_fault_of_a_target_tells_nothing_about_it(outcome):
+    target = state()
+    for _ in range(2 * FAILURES_TO_EJECT):
+        assert attempt(target, outcome) is None
+    assert (target.failures, target.latency, target.health) == (0, None, "healthy")
+
+
 def test_a_refused_address_tells_nothing_about_the_target():
     target = state()
     for _ in range(10):

@@ -54,6 +54,26 @@ async def test_a_kept_connection_that_dies_before_an_answer_is_told_to_be_stale(
     assert outcome.stale_connection
 
 
+async def test_when_one_kept_connection_has_died_the_next_attempt_has_a_new_one() -> None:
+    dead = False
+
+    async def forgets(reader: Reader, writer: Writer) -> None:
+        died_before = dead
+        while await read_request(reader):
+            if dead and not died_before:
+                writer.transport.abort()
+                return
+            await asyncio.sleep(0.05)
+            writer.write(OK)
+
+    async with sender_to(Hostile(forgets)) as (sender, subscription):
+        first = await asyncio.gather(*(send(sender, subscription) for _ in range(12)))
+        assert all(isinstance(outcome, Answered) for outcome in first)
+        dead = True
+        assert (await send(sender, subscription)).stale_connection
+        assert isinstance(await send(sender, subscription), Answered)
+
+
 async def test_a_kept_connection_that_dies_within_an_answer_is_not_stale() -> None:
     async def once(reader: Reader, writer: Writer) -> None:
         await read_request(reader)

@@ -1,13 +1,18 @@
 """Whatever a receiver does wrong is named, bounded, and never raised."""
 
 import asyncio
+import errno
+import socket
 
 import pytest
 
-from service.core.delivery import Failed, FailureKind, Forbidden
+from service.core.delivery import Answered, Failed, FailureKind, Forbidden
 from service.ports import free_port
+from service.webhook.egress import Observation
+from service.webhook.failures import failure
 from service.webhook.formats import Content
 from service.webhook.sender import WebhookSender
+from service.webhook.tls import TlsFilesError
 from tests.receivers import (
     Behaviour,
     Hostile,
@@ -69,6 +74,40 @@ async def test_the_deadline_covers_everything_up_to_the_last_byte(
     assert outcome.kind is FailureKind.TIMEOUT
     assert outcome.detail.endswith(detail)
     assert limit - 0.002 < outcome.duration < limit + 0.15  # uvloop counts whole milliseconds
+
+
+# A connection that is closed in order waits for its peer, and keeps a socket and the body for as long.
+@pytest.mark.parametrize("answer", [b"", OK])
+async def test_what_a_receiver_does_not_take_is_thrown_away_with_its_connection(
+    answer: bytes,
+) -> None:
+    def read_late() -> int:
+        taken, size = accepted.result(), 0
+        taken.settimeout(10)
+        while chunk := taken.recv(65_536):
+            size += len(chunk)
+        taken.close()
+        return size
+
+    def accept() -> socket.socket:
+        taken, _ = listener.accept()
+        taken.sendall(answer)
+        return taken
+
+    loop = asyncio.get_running_loop()
+    with socket.socket() as listener:
+        # So that the kernel holds less than the body.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        accepted = loop.run_in_executor(None, accept)
+        async with WebhookSender(rules=LOOPBACK) as sender:
+            to = subscribe(f"http://127.0.0.1:{listener.getsockname()[1]}/", timeout=0.3)
+            outcome = await send(sender, to, content=Content(b"x" * 1_000_000))
+            assert isinstance(outcome, Answered if answer else Failed)
+            await accepted
+            assert await asyncio.to_thread(read_late) < 500_000
 
 
 async def test_a_receiver_that_reads_nothing_of_a_large_body_ends_by_the_deadline() -> None:
@@ -185,3 +224,11 @@ async def test_cancelling_the_caller_cancels_the_attempt() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+def test_certificate_files_that_we_lack_descriptors_for_are_no_fault_of_the_target() -> None:
+    error = TlsFilesError("certificate files cannot be used: Too many open files")
+    error.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    outcome = failure(error, Observation(), place="a.example:443", duration=0.1)
+    assert isinstance(outcome, Failed)
+    assert outcome.kind is FailureKind.LOCAL

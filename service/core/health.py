@@ -73,8 +73,13 @@ def is_health_failure(outcome: Outcome) -> bool:
 
 
 def _is_ours(outcome: Outcome) -> bool:
-    """Tell whether an attempt failed for a lack of our own, which tells nothing of the target."""
-    return isinstance(outcome, Failed) and outcome.kind is FailureKind.LOCAL
+    """Tell whether an attempt failed for a lack of our own, or as its connection had been idle for too long.
+
+    Neither tells anything of the target.
+    """
+    return isinstance(outcome, Failed) and (
+        outcome.kind is FailureKind.LOCAL or outcome.stale_connection
+    )
 
 
 def _shown(url: str) -> tuple[str, str]:

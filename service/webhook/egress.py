@@ -191,6 +191,11 @@ class EgressConnector(aiohttp.TCPConnector):
         finally:
             observation.reset(token)
 
+    def drop_idle(self, door: Door) -> None:
+        """Close the connections that lie in the pool for a door."""
+        for protocol, _ in self._conns.pop(door.connection_key, ()):
+            protocol.close()
+
 
 def _permitted_socket(rules: EgressRules, address: tuple[Any, ...]) -> socket.socket:
     """Make a socket for an `addrinfo` tuple where the rules allow its address.

@@ -5,7 +5,8 @@ objects are left out: they do more work than all the rest of an attempt together
 README under Decisions), for cookies, redirects, tracing and charsets that no webhook needs.
 
 The law: a connection goes back to the pool only when the request has left, the answer was read to its
-end and nothing else came; in any other case it is closed.
+end and nothing else came; in any other case it is closed.  What the target does not take of a request is
+thrown away with it: a connection that is closed in order waits until everything has left, for ever if need be.
 """
 
 import asyncio
@@ -55,9 +56,9 @@ async def exchange(connection: Connection, head: bytes, body: bytes) -> Answer:
     for a connection that breaks and an answer that cannot be read.
     """
     clean = False
+    protocol = cast("WatchedProtocol", connection.protocol)
+    transport = protocol.transport
     try:
-        protocol = cast("WatchedProtocol", connection.protocol)
-        transport = protocol.transport
         if transport is None or transport.is_closing():
             raise ClientConnectionResetError("the connection is closed already")
         protocol.set_response_params(
@@ -81,6 +82,8 @@ async def exchange(connection: Connection, head: bytes, body: bytes) -> Answer:
         if clean:
             connection.release()
         else:
+            if transport is not None and transport.get_write_buffer_size():
+                transport.abort()
             connection.close()
     return answer
 

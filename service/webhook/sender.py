@@ -95,10 +95,10 @@ class WebhookSender:
 
     async def _attempt(self, route: Route, start: bytes, body: bytes, started: float) -> Outcome:
         """Send the request and read its answer, whatever comes."""
-        seen, began = Observation(), asyncio.get_running_loop().time()
+        seen, began, door = Observation(), asyncio.get_running_loop().time(), route.door
         try:
             async with asyncio.timeout(route.timeout):
-                door = route.door or await self._door(route)
+                door = door or await self._door(route)
                 connection = await self._connector.reach(door, route.connecting, seen)
                 answer = await exchange(connection, start, body)
         except Exception as error:  # noqa: BLE001 - a receiver must not be able to raise into a round
@@ -107,7 +107,11 @@ class WebhookSender:
             if isinstance(error, TimeoutError) and asleep > _ASLEEP:
                 detail = f"this process was stopped for {asleep:.0f} s"
                 return Failed(FailureKind.LOCAL, detail, duration, stale_connection=True)
-            return failure(error, seen, place=route.place, duration=duration)
+            failed = failure(error, seen, place=route.place, duration=duration)
+            if isinstance(failed, Failed) and failed.stale_connection and door:
+                # What put an end to this one may have put one to those beside it: the repeat needs a new one.
+                self._connector.drop_idle(door)
+            return failed
         else:
             return self._answered(answer, started)
         finally:
