@@ -172,6 +172,7 @@ def _read(data: str) -> bytes:
 
 def main() -> NoReturn:
     """Run the command line; never returns, and never shows a traceback for what a person can mend."""
+    _fill_descriptors()
     quiet_libraries()
     try:
         status = cli.main(prog_name=NAME, standalone_mode=False)
@@ -188,6 +189,17 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the rest
         sys.exit(0)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fill_descriptors() -> None:
+    """Open what a caller has closed of standard input, output and errors, before a socket comes to be one of them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
 
 
 def _fail(error: DispatcherError, status: int) -> NoReturn:

@@ -28,6 +28,7 @@ from tests.dispatcher import (
     station,
     subscription,
     validate_line,
+    write_subscriptions,
 )
 from tests.receivers import Answer, Received, Recorder
 
@@ -355,6 +356,35 @@ async def test_a_jump_back_does_not_lengthen_a_pause_that_a_target_asked_for(it)
         clock.jump(-3600)
         await receiver.wait_for(3, 12)
     assert ids_of(receiver.requests[1:]) == set(events)
+
+
+# --- standard streams that are closed --------------------------------------------------------------
+
+
+class Closed(Dispatcher):
+    """A dispatcher whose standard streams its caller has closed."""
+
+    async def launch(self) -> None:
+        port = free_port()
+        self.admin = f"http://127.0.0.1:{port}"
+        self._process = await asyncio.create_subprocess_exec(
+            *("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "service", "run"),
+            cwd=ROOT,
+            env=self.environ | {"DISPATCHER_ADMIN_PORT": str(port)},
+        )
+
+
+async def test_without_standard_streams_events_are_delivered_and_the_end_is_in_order(it):
+    async with Recorder() as receiver:
+        write_subscriptions(it.folder, subscription("s", receiver.url))
+        dispatcher = Closed(it.environ, it.folder)
+        try:
+            await dispatcher.start()
+            await publish(it, 5)
+            await receiver.wait_for(5, 20)
+            assert await dispatcher.stop() == 0
+        finally:
+            await dispatcher.close()
 
 
 # --- a process that is stopped ---------------------------------------------------------------------

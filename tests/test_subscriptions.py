@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import os
 import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
@@ -428,6 +429,12 @@ def test_a_folder_without_files_is_refused_since_it_was_hardly_meant(tmp_path: P
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SubscriptionsError, match="cannot be read: No such file"):
         load(tmp_path / "none.yaml", allow_http=False, environ={})
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    with pytest.raises(SubscriptionsError, match="cannot be read: It is a named pipe, not a file"):
+        load(tmp_path / "pipe.yaml", allow_http=False, environ={})
 
 
 ED_SEED = bytes(range(32))

@@ -6,6 +6,7 @@ changes its inode.  A folder's look changes with its entries.
 
 import errno
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,11 +38,18 @@ class Files:
         self.looks[path] = look(path)
 
     def read(self, path: Path, limit: int) -> bytes:
-        """Return the bytes of a file; raises `OSError`, also where there are more than `limit`."""
+        """Return the bytes of a file; raises `OSError`, also where there are more than `limit`.
+
+        A named pipe is none: it would be waited for without end.
+        """
         self.looks[path] = None
         try:
-            with path.open("rb") as file:
-                self.looks[path] = _look(os.fstat(file.fileno()))
+            with open(path, "rb", opener=_without_waiting) as file:
+                status = os.fstat(file.fileno())
+                self.looks[path] = _look(status)
+                if stat.S_ISFIFO(status.st_mode) and path.parts[1:2] != ("dev",):  # as /dev/stdin
+                    raise OSError(errno.EINVAL, "It is a named pipe, not a file")
+                os.set_blocking(file.fileno(), True)
                 content = file.read(limit + 1)
         except ValueError:
             raise OSError(errno.EINVAL, "Not a file name") from None
@@ -53,6 +61,10 @@ class Files:
         """Return the names in a folder, sorted; raises `OSError`."""
         self.note(folder)
         return sorted(os.listdir(folder))  # noqa: PTH208 - names are wanted
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _look(status: os.stat_result) -> Look:
