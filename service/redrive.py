@@ -158,9 +158,12 @@ def _shown(body: bytes) -> Any:
     """Return JSON as it is, anything else as text; the start of it when it is long."""
     if len(body) <= DATA_SHOWN:
         try:
-            return orjson.loads(body)
-        except orjson.JSONDecodeError:
+            data = orjson.loads(body)
+            orjson.dumps([[data]])  # it reads what is nested deeper than it writes
+        except (orjson.JSONDecodeError, orjson.JSONEncodeError):
             pass
+        else:
+            return data
     return body[:DATA_SHOWN].decode(errors="backslashreplace")
 
 

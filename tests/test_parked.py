@@ -2,10 +2,11 @@
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from pamqp.commands import Basic
@@ -19,7 +20,9 @@ from service.core.event import Event
 from service.errors import EventRejected
 from service.log import rfc3339
 from service.redrive import Wanted, tell_dead_letter, tell_rejected
+from tests.broker_contract import until
 from tests.dispatcher import Station, station
+from tests.faults.proxy import Proxy
 
 NOW = 1_800_000_000.0
 
@@ -299,3 +302,74 @@ def test_what_is_not_wanted_does_not_fit(wanted: Wanted):
     told, at = tell_dead_letter(Parked(b"{}", properties, ""), True)
     assert not wanted.fits(told, at)
     assert Wanted().fits(told, at)
+
+
+# --- what stands in the way ------------------------------------------------------------------------
+
+
+async def test_data_that_cannot_be_written_as_json_again_is_shown_and_hides_nothing_behind_it(it):
+    deep = b"[" * 254 + b"]" * 254
+    events = [replace(delivery(n).event, data=deep if n == 1 else b"{}") for n in range(3)]
+    await bury(it, *(replace(delivery(n), event=event) for n, event in enumerate(events)))
+    told = await it.command("dead", "show", "--json")
+    assert [json.loads(line)["data"] for line in told.splitlines()] == [{}, deep.decode(), {}]
+
+
+@pytest.mark.parametrize("at", [1e300, -1e11, "nan", None, True])
+async def test_a_dead_letter_of_an_impossible_time_is_unreadable_and_in_nobodys_way(it, at):
+    properties = codec.dead_properties(delivery(1), Reason.EXHAUSTED, NOW)
+    state = json.loads(str((properties.headers or {})[codec.STATE])) | {"dead_lettered_at": at}
+    async with connected(Address([it.amqp_url])) as connection:
+        channel = await connection.channel()
+        forged = Basic.Properties(headers={codec.STATE: json.dumps(state)})
+        await channel.basic_publish(b"{}", exchange=f"{it.prefix}.dead", properties=forged)
+    await bury(it, delivery(2))
+    assert [line["reason"] for line in await it.parked("dead")] == ["unreadable", "exhausted"]
+    assert "redriven: 1" in await it.command("dead", "redrive")
+    assert "purged: 1" in await it.command("dead", "purge", "--reason", "unreadable")
+
+
+@pytest.mark.parametrize("depth", [101, 485, 900])
+def test_headers_that_are_nested_too_deep_to_be_written_are_dropped_and_it_is_said(depth):
+    deep: Any = "x"
+    for _ in range(depth):
+        deep = [deep]
+    original = Basic.Properties(headers={"deep": deep})
+    parked = codec.rejected_properties(original, "k", EventRejected("not_json", "no"), NOW)
+    assert codec.read_rejected(parked, "k", b"").detail == "no (its headers could not be kept)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_frozen"),
+    [
+        (("list", "--json"), False),
+        (("list", "--json"), True),
+        (("show",), False),
+        (("redrive", "--dry-run"), False),
+        (("redrive",), False),
+        (("purge",), False),
+        (("purge",), True),
+    ],
+)
+async def test_a_connection_that_is_lost_on_the_way_is_told_and_loses_nothing(
+    it, arguments, is_frozen
+):
+    await bury(it, *(delivery(number) for number in range(250)))
+    async with Proxy(urlsplit(it.amqp_url).port or 5672) as proxy:
+        proxy.budgets.append(60_000)
+        proxy.freezes = is_frozen
+        it.environ["DISPATCHER_AMQP_URL"] = proxy.url
+        told = await it.command("dead", *arguments, status=1)
+    assert "the broker" in told
+    assert "Traceback" not in told
+    it.environ["DISPATCHER_AMQP_URL"] = it.amqp_url
+
+    async def there() -> int:
+        return await depth(it, "dead") + await depth(it, "deliveries")
+
+    if "purge" not in arguments:
+        await until(lambda: _at_least(there, 250))
+
+
+async def _at_least(count: Callable[[], Awaitable[int]], wanted: int) -> bool:
+    return await count() >= wanted

@@ -42,6 +42,7 @@ _BROKERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "CC"
 _HEADER_ROOM = 64 * 1024
 _STATE_ROOM = 96 * 1024
 _ID_ROOM = 1024
+_DEPTH = 100
 _BODY_START_KEPT = 256
 _DETAIL_KEPT = 1024
 
@@ -202,7 +203,8 @@ def read_dead_letter(headers: Mapping[str, Any] | None, body: bytes) -> DeadLett
     delivery = read_deliveries(headers, body)[0]
     try:
         state = orjson.loads((headers or {})[STATE])
-        return DeadLettered(delivery, Reason(state["reason"]), float(state["dead_lettered_at"]))
+        at = _checked(state, {"dead_lettered_at": _TIME})["dead_lettered_at"]
+        return DeadLettered(delivery, Reason(state["reason"]), at)
     except (KeyError, TypeError, ValueError) as error:
         raise EventRejected("invalid_envelope", f"no dead letter: {error}") from error
 
@@ -299,9 +301,15 @@ def _carried_over(
 
 def _fits(headers: FieldTable) -> bool:
     try:
-        return len(packed_table(headers)) <= _HEADER_ROOM
+        return not _is_deeper(headers, _DEPTH) and len(packed_table(headers)) <= _HEADER_ROOM
     except (TypeError, ValueError, OverflowError, RecursionError, AttributeError):
         return False
+
+
+def _is_deeper(value: FieldValue, levels: int) -> bool:
+    """Tell whether tables and arrays lie in each other more than so many times."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels < 0 or any(_is_deeper(one, levels - 1) for one in inner)
 
 
 def _told(delivery: Delivery) -> dict[str, FieldValue]:
@@ -390,10 +398,9 @@ def _checked(state: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) ->
         kind = type(value)
         if kind not in allowed:
             raise TypeError(f"{name} is a {kind.__name__}")
-        if (kind is float or kind is int) and not -_LATEST <= value <= _LATEST:
+        earliest = -_LATEST if name == "time_unix" else 0
+        if (kind is float or kind is int) and not earliest <= value <= _LATEST:
             raise ValueError(f"{name} is out of range")
-        if allowed is _COUNT and value < 0:
-            raise ValueError(f"{name} is negative")
     return found
 
 

@@ -2,10 +2,11 @@
 
 Looking holds messages and gives every one of them back, in place.  Working walks the queue once, over at
 most as many messages as it held at the start: what matches is dealt with, what does not goes back to the
-tail.  The law here: a message is acked only after its copy is confirmed; a crash doubles one at worst.
+tail.  The law here: a message is acked only after its copy is confirmed; a crash doubles a chunk at worst.
 """
 
 import asyncio
+from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
 from service.broker import codec
-from service.broker.connection import TROUBLE, Address, open_connection
+from service.broker.connection import TROUBLE, Address, broker_errors, open_connection
 from service.broker.deliveries import Delivered, consume
 from service.errors import BrokerError
 
@@ -25,7 +26,7 @@ CHUNK: Final = 100
 
 CONFIRM_TIMEOUT: Final = 30.0
 IDLE: Final = 10.0
-"""Seconds without a message after which a walk ends: another process holds the rest."""
+"""Seconds without a message after which a walk ends: another process holds the rest, if the broker answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,31 +81,40 @@ class ParkedQueue:
     async def look(self, visit: Callable[[Parked], bool]) -> None:
         """Show every message to `visit` until it returns False, and leave the queue as it was.
 
-        Nothing is kept here: of a million messages the broker holds a list, and this process one.
+        Nothing is kept here: of a million messages the broker holds a list, and this process one.  Raises what
+        `visit` raises, and BrokerError where the connection is lost on the way.
         """
         channel, left = await self._open(confirms=False)
-        done = asyncio.Event()
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def see(message: Delivered) -> None:
             nonlocal left
-            if done.is_set():
+            if done.done():
                 return
             left -= 1
-            if not visit(_parked(message)) or left == 0:
-                done.set()
+            try:
+                goes_on = visit(_parked(message))
+            except Exception as error:  # noqa: BLE001 - the library's reader must not end by it
+                done.set_exception(error)
+                return
+            if not goes_on or left == 0:
+                done.set_result(None)
 
         try:
             if left:
                 await consume(channel, self._name, see, prefetch=0)
-            while left and not done.is_set():
+            while left and not done.done():
                 before = left
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(IDLE):
-                        await done.wait()
-                if left == before:
+                await asyncio.wait(
+                    [done, channel.closing], timeout=IDLE, return_when=FIRST_COMPLETED
+                )
+                if left == before and not done.done():
+                    await self._see_that_it_lives(channel, left)
                     break  # another process holds the rest
+            if done.done():
+                done.result()
         finally:
-            await channel.close()  # what is not acked goes back, each to its place
+            await _closed(channel)  # what is not acked goes back, each to its place
 
     async def work(self, chosen: Choose, route: Route, limit: int | None) -> int:
         """Deal with the chosen messages, at most `limit`, and return how many there were.
@@ -128,7 +138,7 @@ class ParkedQueue:
                         raise end
                     done += end
         finally:
-            await channel.close()
+            await _closed(channel)
         return done
 
     def _tail(self, parked: Parked) -> Place:
@@ -152,8 +162,20 @@ class ParkedQueue:
                 mandatory=True,
                 timeout=CONFIRM_TIMEOUT,
             )
-        await channel.basic_ack(message.tag, wait=False)
+        async with asyncio.timeout(CONFIRM_TIMEOUT):
+            await channel.basic_ack(message.tag, wait=False)
         return matches
+
+    async def _see_that_it_lives(self, channel: AbstractChannel, left: int) -> None:
+        """Tell silence from a connection that is lost: that raises BrokerError."""
+        try:
+            with broker_errors():
+                async with asyncio.timeout(IDLE):
+                    await channel.queue_declare(self._name, passive=True)
+        except BrokerError as error:
+            raise BrokerError(
+                f"the connection to the broker was lost, {left} messages before the end: try again"
+            ) from error
 
     async def _open(self, *, confirms: bool) -> tuple[AbstractChannel, int]:
         channel = await self._connection.channel(publisher_confirms=confirms, on_return_raises=True)
@@ -177,15 +199,23 @@ class ParkedQueue:
             return
         inbox: asyncio.Queue[Delivered] = asyncio.Queue()
         consumer_tag = await consume(channel, self._name, inbox.put_nowait, prefetch)
-        for _ in range(count):
+        for number in range(count):
             try:
                 async with asyncio.timeout(IDLE):
                     message = await inbox.get()
             except TimeoutError:
+                await self._see_that_it_lives(channel, count - number)
                 break
             yield message
         if not channel.is_closed:
             await channel.basic_cancel(consumer_tag)
+
+
+async def _closed(channel: AbstractChannel) -> None:
+    """Close a channel as far as that can be had: with its connection it is gone anyway."""
+    with suppress(BrokerError), broker_errors():
+        async with asyncio.timeout(IDLE):
+            await channel.close()
 
 
 def _parked(message: Delivered) -> Parked:

@@ -173,6 +173,8 @@ def _group(kind: Kind) -> click.Group:
 def _run(work: Coroutine[Any, Any, None]) -> None:
     try:
         asyncio.run(work)
+    except asyncio.CancelledError as error:  # the library's word for a channel that ends meanwhile
+        raise BrokerError("the broker is gone: try again") from error
     except TROUBLE as error:
         if isinstance(error, DispatcherError):
             raise
