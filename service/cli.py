@@ -17,7 +17,7 @@ import orjson
 from service import __version__
 from service.commands.parked import dead, rejected
 from service.core.units import parse_duration
-from service.errors import ConfigurationError, DispatcherError
+from service.errors import ConfigurationError, DispatcherError, OutputLost
 from service.log import quiet_libraries
 from service.settings import Settings
 
@@ -161,13 +161,24 @@ def _interval(text: str) -> float:
 
 def _read(data: str) -> bytes:
     if data == "-":
-        return sys.stdin.buffer.read()
+        return _standard_input()
     if not data.startswith("@"):
-        return data.encode()
+        return data.encode(errors="surrogateescape")  # as it was given
     try:
         return Path(data[1:]).read_bytes()
     except OSError as error:
         raise ConfigurationError(f"--data: {data[1:]} cannot be read: {error.strerror}") from error
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise ConfigurationError("--data: standard input is closed: pipe the data into it")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise ConfigurationError(
+            f"--data: standard input cannot be read: {error.strerror}"
+        ) from error
 
 
 def main() -> NoReturn:
@@ -179,15 +190,17 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except (OSError, OutputLost) as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the rest
+        if isinstance(error, BrokenPipeError) or isinstance(error.__cause__, BrokenPipeError):
+            sys.exit(0)
+        _fail(DispatcherError(f"output cannot be written: {error}"), 1)
     except ConfigurationError as error:
         _fail(error, 2)
     except DispatcherError as error:
         _fail(error, 1)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the rest
-        sys.exit(0)
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -198,8 +211,10 @@ def _fill_descriptors() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+        if (
+            number > 0 and getattr(sys, name) is None
+        ):  # who reads tells that there is nothing to read
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 
 def _fail(error: DispatcherError, status: int) -> NoReturn:

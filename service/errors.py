@@ -21,6 +21,10 @@ class TopologyError(BrokerError):
     """Queues or exchanges are missing, or exist with other arguments."""
 
 
+class OutputLost(DispatcherError):  # noqa: N818 - what has happened, not what is wrong
+    """Standard output takes no more: its reader has gone, or the disk is full."""
+
+
 class EventRejected(DispatcherError):  # noqa: N818 - a rejected event is the glossary's word
     """An event could not be read; `reason` is the contract's word for it, `detail` says where.
 

@@ -76,7 +76,7 @@ def _url_problem(url: str, schemes: Collection[str]) -> str | None:
     wanted = " or ".join(f"{scheme}://" for scheme in schemes)
     try:
         parts = urlsplit(url)
-        _ = parts.port
+        _ = parts.port, url.encode()  # bytes that are no UTF-8 came as surrogates
     except ValueError:
         return "has a host or port that cannot be read"
     if parts.scheme not in schemes:

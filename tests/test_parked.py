@@ -1,6 +1,9 @@
 """Dead letters and rejected events, looked at and put back to work, on a real RabbitMQ."""
 
+import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -13,7 +16,7 @@ from pamqp.commands import Basic
 
 from service.broker import codec, topology
 from service.broker.connection import Address
-from service.broker.parked import Parked, ParkedQueue, connected
+from service.broker.parked import IDLE, Parked, ParkedQueue, connected
 from service.broker.wire import head_frames
 from service.core.delivery import Attempt, Delivery, Reason
 from service.core.event import Event
@@ -21,7 +24,7 @@ from service.errors import EventRejected
 from service.log import rfc3339
 from service.redrive import Wanted, tell_dead_letter, tell_rejected
 from tests.broker_contract import until
-from tests.dispatcher import Station, station
+from tests.dispatcher import ROOT, Station, station
 from tests.faults.proxy import Proxy
 
 NOW = 1_800_000_000.0
@@ -373,3 +376,18 @@ async def test_a_connection_that_is_lost_on_the_way_is_told_and_loses_nothing(
 
 async def _at_least(count: Callable[[], Awaitable[int]], wanted: int) -> bool:
     return await count() >= wanted
+
+
+@pytest.mark.parametrize(("to", "status"), [("/dev/full", 1), (None, 0)])
+async def test_a_list_that_nobody_takes_ends_at_once(it, to, status):
+    await bury(it, *(delivery(number) for number in range(300)))
+    command = "exec 2>&1 >/dev/full" if to else "set -o pipefail"
+    shell = f"{command}; {sys.executable} -m service dead list" + ("" if to else " | head -1")
+    began = time.monotonic()
+    process = await asyncio.create_subprocess_exec(
+        *("bash", "-c", shell), cwd=ROOT, env=it.environ, stdout=subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert process.returncode == status
+    assert len(out.splitlines()) == 1
+    assert time.monotonic() - began < IDLE
