@@ -13,6 +13,7 @@ import orjson
 
 from service.broker import codec
 from service.broker.parked import Parked, Place
+from service.broker.rejected import has_state, read_rejected, restored_properties
 from service.broker.topology import Names
 from service.core.delivery import Attempt
 from service.core.event import webhook_id
@@ -95,7 +96,7 @@ def tell_dead_letter(parked: Parked, everything: bool) -> tuple[dict[str, Any], 
 
 def tell_rejected(parked: Parked, everything: bool) -> tuple[dict[str, Any], float | None]:  # noqa: FBT001
     """Return a rejected event as it is listed; with `everything`, its properties and body too."""
-    rejected = codec.read_rejected(parked.properties, parked.routing_key, parked.body)
+    rejected = read_rejected(parked.properties, parked.routing_key, parked.body)
     told: dict[str, Any] = {
         "event_id": rejected.event_id,
         "event_type": parked.properties.message_type or rejected.routing_key,
@@ -132,10 +133,10 @@ def redrive_rejected(names: Names) -> Callable[[Parked], Place]:
     """Return where a rejected event goes: to the intake, as it first came; a delivery to its lane."""
 
     def route(parked: Parked) -> Place:
-        properties = codec.restored_properties(parked.properties)
-        if codec.has_state(parked.properties.headers or {}):
+        properties = restored_properties(parked.properties)
+        if has_state(parked.properties.headers or {}):
             return Place(names.deliveries, "", properties)
-        rejected = codec.read_rejected(parked.properties, parked.routing_key, parked.body)
+        rejected = read_rejected(parked.properties, parked.routing_key, parked.body)
         # A key that is no text grows beyond what AMQP carries when it is written as text.
         fits = len(rejected.routing_key.encode()) <= MAX_KEY
         return Place(names.intake, rejected.routing_key if fits else "", properties)

@@ -15,7 +15,7 @@ import pytest
 from aiormq.exceptions import AMQPError, PublishError
 from pamqp.commands import Basic
 
-from service.broker import codec, connection
+from service.broker import codec, connection, rejected
 from service.broker.connection import Address, Broker
 from service.broker.consumer import Handler, Lane, Message
 from service.broker.outbox import Outbox
@@ -530,7 +530,7 @@ async def a_rejected_event_keeps_its_bytes_and_tells_its_reason(rig: Rig) -> Non
     async with rig.channel() as channel:
         got, _ = await rig.consume(channel, "rejected")
         await until(lambda: got)
-    told = codec.read_rejected(got[0].header.properties, got[0].routing_key, got[0].body)
+    told = rejected.read_rejected(got[0].header.properties, got[0].routing_key, got[0].body)
     assert (told.reason, told.event_id, told.body) == ("not_json", "e1", b"\xffwhat?")
 
 

@@ -34,7 +34,7 @@ import pytest
 from pamqp.commands import Basic
 
 from service import dispatch, prepared
-from service.broker import codec, topology
+from service.broker import codec, rejected, topology
 from service.broker.connection import TROUBLE, Address
 from service.broker.outbox import Outbox
 from service.broker.parked import Parked, ParkedQueue, connected
@@ -186,10 +186,10 @@ class Course(World):
 
     def _pairs(self, queue: str, stored: Stored) -> list[Pair]:
         headers = stored.properties.headers or {}
-        if queue != NAMES.intake and codec.STATE in headers and codec.REASON not in headers:
+        if queue != NAMES.intake and codec.STATE in headers and rejected.REASON not in headers:
             deliveries = codec.read_deliveries(headers, stored.body)
             return [(one.event.id, one.subscription_id) for one in deliveries]
-        told = headers.get(codec.MESSAGE_ID, stored.properties.message_id)
+        told = headers.get(rejected.MESSAGE_ID, stored.properties.message_id)
         return [pair for pair in self.scenario.endings if pair[0] == told]
 
     def everywhere(self) -> set[Pair]:

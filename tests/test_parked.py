@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 from pamqp.commands import Basic
 
-from service.broker import codec, topology
+from service.broker import codec, rejected, topology
 from service.broker.connection import Address
 from service.broker.parked import IDLE, Parked, ParkedQueue, connected
 from service.broker.wire import head_frames
@@ -210,9 +210,9 @@ def test_a_rejected_event_comes_back_with_the_properties_it_had():
         content_type="application/json", message_id="m1", message_type="a.b", app_id="shop",
         headers={"tenant": "acme", "x-death": [{"a": 1}], "CC": ["x"]},
     )  # fmt: skip
-    parked = codec.rejected_properties(original, "a.b", EventRejected("not_json", "no"), NOW)
+    parked = rejected.rejected_properties(original, "a.b", EventRejected("not_json", "no"), NOW)
     assert parked.message_id != "m1"
-    again = codec.restored_properties(codec.parked_again(parked, "a.b", b""))
+    again = rejected.restored_properties(rejected.parked_again(parked, "a.b", b""))
     assert again.headers == {"tenant": "acme"}
     assert (again.message_id, again.message_type, again.app_id) == ("m1", "a.b", "shop")
 
@@ -231,22 +231,22 @@ def _parked_by_the_broker(queue: str, **more: Any) -> Basic.Properties:
 def test_what_a_producer_says_of_an_event_that_the_broker_parked_is_not_believed():
     forged = codec.delivery_properties(delivery(1, "acme")).headers or {}
     told = {
-        codec.REASON: "schema_violation",
-        codec.DETAIL: "trust me",
-        codec.REJECTED_AT: "2020-01-01T00:00:00Z",
-        codec.REJECTED_ID: "x",
-        codec.ROUTING_KEY: "y",
-        codec.MESSAGE_ID: "z",
+        rejected.REASON: "schema_violation",
+        rejected.DETAIL: "trust me",
+        rejected.REJECTED_AT: "2020-01-01T00:00:00Z",
+        rejected.REJECTED_ID: "x",
+        rejected.ROUTING_KEY: "y",
+        rejected.MESSAGE_ID: "z",
     }
     parked = _parked_by_the_broker("webhooks.intake", **(told | forged))
-    again = codec.parked_again(parked, "a.b", b"12")
+    again = rejected.parked_again(parked, "a.b", b"12")
     for properties in (parked, again):
-        read = codec.read_rejected(properties, "a.b", b"12")
+        read = rejected.read_rejected(properties, "a.b", b"12")
         assert (read.reason, read.detail) == ("too_large", "the body has 2 bytes")
         assert (read.event_id, read.routing_key) == ("m1", "a.b")
         assert read.rejected_at == rfc3339(NOW)
-        assert not codec.has_state(properties.headers or {})
-        restored = codec.restored_properties(properties)
+        assert not rejected.has_state(properties.headers or {})
+        restored = rejected.restored_properties(properties)
         assert restored.message_id == "m1"
         assert codec.STATE not in (restored.headers or {})
 
@@ -254,9 +254,9 @@ def test_what_a_producer_says_of_an_event_that_the_broker_parked_is_not_believed
 def test_a_delivery_that_the_broker_parked_goes_back_as_what_it_was():
     state = codec.delivery_properties(delivery(1, "acme")).headers or {}
     parked = _parked_by_the_broker("webhooks.deliveries", **state)
-    for properties in (parked, codec.parked_again(parked, "", b"{}")):
-        assert codec.has_state(properties.headers or {})
-        restored = codec.restored_properties(properties).headers
+    for properties in (parked, rejected.parked_again(parked, "", b"{}")):
+        assert rejected.has_state(properties.headers or {})
+        restored = rejected.restored_properties(properties).headers
         assert codec.read_deliveries(restored, b"{}") == [delivery(1, "acme")]
 
 
@@ -276,8 +276,8 @@ def test_a_state_that_would_not_fit_into_a_frame_again_is_not_read(name):
 
 def test_headers_too_large_to_carry_on_are_dropped_and_it_is_said():
     original = Basic.Properties(headers={f"h{n}": "x" * 1000 for n in range(120)})
-    parked = codec.rejected_properties(original, "k", EventRejected("not_json", "no"), NOW)
-    told = codec.read_rejected(parked, "k", b"")
+    parked = rejected.rejected_properties(original, "k", EventRejected("not_json", "no"), NOW)
+    told = rejected.read_rejected(parked, "k", b"")
     assert told.detail == "no (its headers could not be kept)"
     assert len(parked.headers or {}) < 10
 
@@ -287,9 +287,9 @@ def test_a_rejected_event_fits_into_its_frame_however_long_the_names_of_its_head
     original = Basic.Properties(message_id="m" * 255, headers=dict.fromkeys(names))
     rejection = EventRejected("not_json", "d" * 2000)
     rejection.event_id = "e" * 2000
-    parked = codec.rejected_properties(original, "k" * 255, rejection, NOW)
+    parked = rejected.rejected_properties(original, "k" * 255, rejection, NOW)
     assert len(head_frames(1, "webhooks.rejected", "", parked, 0)) < 131_072
-    assert "could not be kept" in str((parked.headers or {})[codec.DETAIL])
+    assert "could not be kept" in str((parked.headers or {})[rejected.DETAIL])
 
 
 def test_what_the_broker_parked_itself_is_poison():
@@ -338,8 +338,8 @@ def test_headers_that_are_nested_too_deep_to_be_written_are_dropped_and_it_is_sa
     for _ in range(depth):
         deep = [deep]
     original = Basic.Properties(headers={"deep": deep})
-    parked = codec.rejected_properties(original, "k", EventRejected("not_json", "no"), NOW)
-    assert codec.read_rejected(parked, "k", b"").detail == "no (its headers could not be kept)"
+    parked = rejected.rejected_properties(original, "k", EventRejected("not_json", "no"), NOW)
+    assert rejected.read_rejected(parked, "k", b"").detail == "no (its headers could not be kept)"
 
 
 @pytest.mark.parametrize(

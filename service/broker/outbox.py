@@ -10,6 +10,7 @@ from dataclasses import replace
 from service.broker import codec
 from service.broker.consumer import Message
 from service.broker.publisher import Confirmed, Publisher
+from service.broker.rejected import rejected_properties
 from service.broker.topology import Names
 from service.clock import Clock
 from service.core import ladder
@@ -58,7 +59,7 @@ class Outbox:
 
     async def reject(self, message: Message, rejection: EventRejected) -> bool:
         """Park a message that cannot be read, byte for byte, with the reason."""
-        properties = codec.rejected_properties(
+        properties = rejected_properties(
             message.properties,
             message.routing_key,
             rejection,

@@ -16,9 +16,9 @@ from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
-from service.broker import codec
 from service.broker.connection import TROUBLE, Address, broker_errors, open_connection
 from service.broker.deliveries import Delivered, consume
+from service.broker.rejected import parked_again
 from service.errors import BrokerError
 
 CHUNK: Final = 100
@@ -143,7 +143,7 @@ class ParkedQueue:
 
     def _tail(self, parked: Parked) -> Place:
         # Through its own exchange: a person who may redrive needs no right to write to any queue.
-        again = codec.parked_again(parked.properties, parked.routing_key, parked.body)
+        again = parked_again(parked.properties, parked.routing_key, parked.body)
         return Place(self._name, "", again)
 
     async def _move(

@@ -17,7 +17,7 @@ import orjson
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from service.broker import codec
+from service.broker import codec, rejected
 from service.broker.wire import properties
 from service.core.decode import Decoded, Incoming, decode, parse_json
 from service.core.delivery import Attempt, Delivery, expires
@@ -118,7 +118,7 @@ def _can_be_rejected(incoming: Incoming, rejection: EventRejected) -> None:
     assert len(rejection.detail) < 1024
     original = Basic.Properties(headers=dict(incoming.headers))  # type: ignore[arg-type]
     original.message_id = incoming.message_id
-    _fits_a_frame(codec.rejected_properties(original, "a.b", rejection, NOW))
+    _fits_a_frame(rejected.rejected_properties(original, "a.b", rejection, NOW))
 
 
 def _can_be_carried(decoded: Decoded) -> None:
@@ -243,8 +243,8 @@ def fuzz_properties(data: bytes) -> None:
     read = properties(data)
     assert time.process_time() - started < 0.5
     if codec.STATE not in (read.headers or {}):
-        rejected = codec.rejected_properties(read, "a.b", EventRejected("x", "y"), NOW)
-        _fits_a_frame(rejected)
+        parked = rejected.rejected_properties(read, "a.b", EventRejected("x", "y"), NOW)
+        _fits_a_frame(parked)
 
 
 Target = Callable[[bytes], None]
