@@ -14,18 +14,18 @@ from urllib.parse import urlsplit
 import pytest
 from pamqp.commands import Basic
 
-from service.broker import codec, rejected, topology
+from service.broker import codec, parked, rejected, topology
 from service.broker.connection import Address
 from service.broker.parked import IDLE, Parked, ParkedQueue, connected
 from service.broker.wire import head_frames
 from service.core.delivery import Attempt, Delivery, Reason
 from service.core.event import Event
-from service.errors import EventRejected
+from service.errors import BrokerError, EventRejected
 from service.log import rfc3339
 from service.redrive import Wanted, tell_dead_letter, tell_rejected
 from tests.broker_contract import until
 from tests.dispatcher import ROOT, Station, station
-from tests.faults.proxy import Proxy
+from tests.faults.proxy import ACK, DELIVER, Link, Proxy, Seen
 
 NOW = 1_800_000_000.0
 
@@ -372,6 +372,49 @@ async def test_a_connection_that_is_lost_on_the_way_is_told_and_loses_nothing(
 
     if "purge" not in arguments:
         await until(lambda: _at_least(there, 250))
+
+
+@pytest.mark.parametrize("unanswered", [(20, 10), (50, 10), (60, 10), (60, 20), (60, 30), ACK])
+async def test_no_answer_of_the_broker_is_waited_for_without_a_bound(it, monkeypatch, unanswered):
+    monkeypatch.setattr(parked, "ANSWER", 1.0)
+    await bury(it, delivery(1), delivery(2))
+    async with Proxy(urlsplit(it.amqp_url).port or 5672) as proxy:
+        proxy.watch = lambda _link, seen, _to_broker: seen.method != unanswered
+        async with asyncio.timeout(30), connected(Address([proxy.url])) as connection:
+            queue = ParkedQueue(connection, f"{it.prefix}.dead")
+            with pytest.raises(BrokerError, match="within 1 s"):
+                await queue.work(lambda _: False, lambda _: None, None)
+    await until(lambda: _at_least(lambda: depth(it, "dead"), 2))
+
+
+async def test_a_walk_whose_connection_breaks_while_it_waits_for_messages_ends_at_once(it):
+    await bury(it, *(delivery(number) for number in range(3)))
+    async with Proxy(urlsplit(it.amqp_url).port or 5672) as proxy:
+
+        def cut_at_a_message(link: Link, seen: Seen, _: bool) -> bool:  # noqa: FBT001
+            if seen.method == DELIVER:
+                link.cut()
+            return True
+
+        proxy.watch = cut_at_a_message
+        it.environ["DISPATCHER_AMQP_URL"] = proxy.url
+        began = time.monotonic()
+        assert "was lost" in await it.command("dead", "redrive", status=1)
+    assert time.monotonic() - began < IDLE
+
+
+async def test_an_alarm_that_holds_a_walk_up_is_named(it, node, monkeypatch):
+    monkeypatch.setattr(parked, "ANSWER", 1.0)
+    await bury(it, delivery(1))
+    async with connected(Address([it.amqp_url])) as connection:
+        node.ctl("set_vm_memory_high_watermark", "0.000001")
+        try:
+            with pytest.raises(BrokerError, match="an alarm is up"):
+                await ParkedQueue(connection, f"{it.prefix}.dead").work(
+                    lambda _: False, lambda _: None, None
+                )
+        finally:
+            node.ctl("set_vm_memory_high_watermark", "0.4")
 
 
 async def _at_least(count: Callable[[], Awaitable[int]], wanted: int) -> bool:

@@ -96,7 +96,7 @@ async def open_connection(url: str, address: Address, name: str) -> AbstractConn
             await connection.connect()
     except BaseException:
         # Else it starts a task for that when it is freed, in whatever loop.
-        await _close(connection)
+        await close_connection(connection)
         raise
     if connection.transport is None:
         raise BrokerError("the connection closed while it was being opened")
@@ -170,10 +170,11 @@ class Session:
 
     async def close(self) -> None:
         """Close both connections, politely if they still answer."""
-        await asyncio.gather(_close(self.consuming), _close(self.publishing))
+        await asyncio.gather(close_connection(self.consuming), close_connection(self.publishing))
 
 
-async def _close(connection: AbstractConnection | aio_pika.Connection) -> None:
+async def close_connection(connection: AbstractConnection | aio_pika.Connection) -> None:
+    """Close a connection, politely if the broker still answers."""
     with suppress(BrokerError), broker_errors():
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await connection.close()
@@ -276,7 +277,7 @@ class Broker:
         try:
             publishing = await open_connection(url, self._address, "webhook-dispatcher (publishes)")
         except BaseException:
-            await _close(consuming)
+            await close_connection(consuming)
             raise
         session = Session(consuming, publishing)
         try:

@@ -16,7 +16,13 @@ from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
-from service.broker.connection import TROUBLE, Address, broker_errors, open_connection
+from service.broker.connection import (
+    TROUBLE,
+    Address,
+    broker_errors,
+    close_connection,
+    open_connection,
+)
 from service.broker.deliveries import Delivered, consume
 from service.broker.rejected import parked_again
 from service.errors import BrokerError
@@ -24,7 +30,10 @@ from service.errors import BrokerError
 CHUNK: Final = 100
 """Messages that a walk holds at a time; a consumer that holds its prefetch is sent no more."""
 
-CONFIRM_TIMEOUT: Final = 30.0
+ANSWER: Final = 30.0
+"""Seconds for each answer of the broker: nothing here waits for it without a bound."""
+
+ALARM_LOOK: Final = 0.25
 IDLE: Final = 10.0
 """Seconds without a message after which a walk ends: another process holds the rest, if the broker answers."""
 
@@ -64,7 +73,7 @@ async def connected(address: Address) -> AsyncIterator[AbstractConnection]:
         try:
             yield connection
         finally:
-            await connection.close()
+            await close_connection(connection)
         return
     raise BrokerError(
         f"no broker answers ({'; '.join(failures)}): check DISPATCHER_AMQP_URL, and that RabbitMQ runs"
@@ -102,7 +111,8 @@ class ParkedQueue:
 
         try:
             if left:
-                await consume(channel, self._name, see, prefetch=0)
+                async with _in_time():
+                    await consume(channel, self._name, see, prefetch=0)
             while left and not done.done():
                 before = left
                 await asyncio.wait(
@@ -122,11 +132,11 @@ class ParkedQueue:
         `route` says where each goes; None means that it is dropped.
         """
         channel, left = await self._open(confirms=True)
-        done = 0
+        closing, done = channel.closing, 0
         try:
             while left and done != limit:
                 size = min(CHUNK, left) if limit is None else min(CHUNK, left, limit - done)
-                chunk = [message async for message in self._take(channel, size, prefetch=size)]
+                chunk = [message async for message in self._take(channel, closing, size)]
                 if not chunk:
                     break
                 left -= len(chunk)
@@ -154,17 +164,35 @@ class ParkedQueue:
         matches = chosen(parked)
         place = route(parked) if matches else self._tail(parked)
         if place is not None:
-            await channel.basic_publish(
-                message.body,
-                exchange=place.exchange,
-                routing_key=place.routing_key,
-                properties=place.properties,
-                mandatory=True,
-                timeout=CONFIRM_TIMEOUT,
-            )
-        async with asyncio.timeout(CONFIRM_TIMEOUT):
+            await self._publish(channel, message.body, place)
+        async with _in_time():
             await channel.basic_ack(message.tag, wait=False)
         return matches
+
+    async def _publish(self, channel: AbstractChannel, body: bytes, place: Place) -> None:
+        """Publish a message and wait for the confirm.  Raises BrokerError where none comes."""
+        try:
+            async with asyncio.timeout(ANSWER):
+                await channel.basic_publish(
+                    body,
+                    exchange=place.exchange,
+                    routing_key=place.routing_key,
+                    properties=place.properties,
+                    mandatory=True,
+                )
+        except TimeoutError as error:
+            raise BrokerError(await self._why_no_confirm()) from error
+
+    async def _why_no_confirm(self) -> str:
+        try:
+            async with asyncio.timeout(ALARM_LOOK):
+                await self._connection.ready()
+        except TimeoutError:
+            return (
+                "the broker takes no messages now: an alarm is up (memory or disk space): mend that,"
+                " and try again"
+            )
+        return f"no confirm from the broker within {ANSWER:g} s: try again"
 
     async def _see_that_it_lives(self, channel: AbstractChannel, left: int) -> None:
         """Tell silence from a connection that is lost: that raises BrokerError."""
@@ -178,9 +206,12 @@ class ParkedQueue:
             ) from error
 
     async def _open(self, *, confirms: bool) -> tuple[AbstractChannel, int]:
-        channel = await self._connection.channel(publisher_confirms=confirms, on_return_raises=True)
         try:
-            found = await channel.queue_declare(self._name, passive=True)
+            async with _in_time():
+                channel = await self._connection.channel(
+                    publisher_confirms=confirms, on_return_raises=True
+                )
+                found = await channel.queue_declare(self._name, passive=True)
         except ChannelNotFoundEntity:
             raise BrokerError(
                 f"queue {self._name!r} does not exist: check DISPATCHER_PREFIX; the dispatcher makes it"
@@ -189,7 +220,7 @@ class ParkedQueue:
         return channel, found.message_count or 0
 
     async def _take(
-        self, channel: AbstractChannel, count: int, *, prefetch: int
+        self, channel: AbstractChannel, closing: "asyncio.Future[None]", count: int
     ) -> AsyncIterator[Delivered]:
         """Give the next `count` messages, fewer when others hold some of them.
 
@@ -197,18 +228,37 @@ class ParkedQueue:
         """
         if count == 0:
             return
-        inbox: asyncio.Queue[Delivered] = asyncio.Queue()
-        consumer_tag = await consume(channel, self._name, inbox.put_nowait, prefetch)
+        inbox: asyncio.Queue[Delivered | None] = asyncio.Queue()
+
+        def wake(_: "asyncio.Future[None]") -> None:
+            inbox.put_nowait(None)
+
+        closing.add_done_callback(wake)
+        async with _in_time():
+            consumer_tag = await consume(channel, self._name, inbox.put_nowait, count)
         for number in range(count):
-            try:
+            message = None
+            with suppress(TimeoutError):
                 async with asyncio.timeout(IDLE):
                     message = await inbox.get()
-            except TimeoutError:
+            if message is None:
                 await self._see_that_it_lives(channel, count - number)
                 break
             yield message
+        closing.remove_done_callback(wake)
         if not channel.is_closed:
-            await channel.basic_cancel(consumer_tag)
+            async with _in_time():
+                await channel.basic_cancel(consumer_tag)
+
+
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    """Bound a wait for the broker's answer.  Raises BrokerError where none comes."""
+    try:
+        async with asyncio.timeout(ANSWER):
+            yield
+    except TimeoutError as error:
+        raise BrokerError(f"no answer from the broker within {ANSWER:g} s: try again") from error
 
 
 async def _closed(channel: AbstractChannel) -> None:
