@@ -89,7 +89,7 @@ def tell_dead_letter(parked: Parked, everything: bool) -> tuple[dict[str, Any], 
             "tenant": delivery.event.tenant,
             "time": delivery.event.time,
             "history": [_told_attempt(attempt) for attempt in delivery.history],
-            "data": _shown(parked.body),
+            **_shown("data", parked.body),
         }
     return told, dead.at
 
@@ -113,7 +113,7 @@ def tell_rejected(parked: Parked, everything: bool) -> tuple[dict[str, Any], flo
             "headers": {
                 name: str(value) for name, value in (parked.properties.headers or {}).items()
             },
-            "body": _shown(parked.body),
+            **_shown("body", parked.body),
         }
     return told, _unix(rejected.rejected_at)
 
@@ -155,17 +155,22 @@ def _told_attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _shown(body: bytes) -> Any:
-    """Return JSON as it is, anything else as text; the start of it when it is long."""
-    if len(body) <= DATA_SHOWN:
+def _shown(name: str, body: bytes) -> dict[str, Any]:
+    """Return JSON as it is, anything else as text and why: of what is long, the start."""
+    if len(body) > DATA_SHOWN:
+        why = f"it has {len(body)} bytes, of which these are the first {DATA_SHOWN}"
+    else:
         try:
             data = orjson.loads(body)
             orjson.dumps([[data]])  # it reads what is nested deeper than it writes
-        except (orjson.JSONDecodeError, orjson.JSONEncodeError):
-            pass
+        except orjson.JSONDecodeError:
+            why = "it is no JSON"
+        except orjson.JSONEncodeError:
+            why = "it is nested too deep to be written as JSON again"
         else:
-            return data
-    return body[:DATA_SHOWN].decode(errors="backslashreplace")
+            return {name: data}
+    text = body[:DATA_SHOWN].decode(errors="backslashreplace")
+    return {name: text, f"{name}_as_text": why}
 
 
 def _maybe_time(unix: float | None) -> str | None:

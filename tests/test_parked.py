@@ -315,7 +315,30 @@ async def test_data_that_cannot_be_written_as_json_again_is_shown_and_hides_noth
     events = [replace(delivery(n).event, data=deep if n == 1 else b"{}") for n in range(3)]
     await bury(it, *(replace(delivery(n), event=event) for n, event in enumerate(events)))
     told = await it.command("dead", "show", "--json")
-    assert [json.loads(line)["data"] for line in told.splitlines()] == [{}, deep.decode(), {}]
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert [line["data"] for line in lines] == [{}, deep.decode(), {}]
+    assert ["nested too deep" in line.get("data_as_text", "") for line in lines] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("body", "why"), [(b"\xff{", "no JSON"), (b"[%s1]" % (b" " * 70_000), "the first 65536")]
+)
+def test_a_body_that_is_shown_as_text_says_why(body, why):
+    told, _ = tell_rejected(Parked(body, Basic.Properties(), "a.b"), True)
+    assert why in told["body_as_text"]
+    assert body.decode(errors="backslashreplace").startswith(told["body"])
+
+
+async def test_what_goes_wrong_at_one_message_reaches_whoever_looks(it):
+    await bury(it, *(delivery(number) for number in range(3)))
+
+    def stumble(_: Parked) -> bool:
+        raise ZeroDivisionError
+
+    async with connected(Address([it.amqp_url])) as connection:
+        with pytest.raises(ZeroDivisionError):
+            await ParkedQueue(connection, f"{it.prefix}.dead").look(stumble)
+    await until(lambda: _at_least(lambda: depth(it, "dead"), 3))
 
 
 @pytest.mark.parametrize("at", [1e300, -1e11, "nan", None, True])
@@ -329,6 +352,9 @@ async def test_a_dead_letter_of_an_impossible_time_is_unreadable_and_in_nobodys_
     await bury(it, delivery(2))
     assert [line["reason"] for line in await it.parked("dead")] == ["unreadable", "exhausted"]
     assert "redriven: 1" in await it.command("dead", "redrive")
+    for moment in ("--since", "--until"):
+        told = await it.command("dead", "purge", "--reason", "unreadable", moment, "2100-01-01")
+        assert "purged: 0" in told
     assert "purged: 1" in await it.command("dead", "purge", "--reason", "unreadable")
 
 
