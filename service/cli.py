@@ -1,13 +1,16 @@
 """The command line: arguments → settings → run.
 
-Exit status 0 done, 1 the thing asked for failed, 2 bad usage or bad configuration.  An error is one
-clear line on standard error.
+Exit status 0 done, 1 the thing asked for failed, 2 bad usage or bad configuration, 130 interrupted, 141
+nobody reads the output any more (as a shell tells of SIGPIPE; `stats` ends with 0 then, `demo` goes on).
+An error is one clear line on standard error.
 """
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -15,9 +18,10 @@ import click
 import orjson
 
 from service import __version__
+from service.commands.output import drop_output, watch_output
 from service.commands.parked import dead, rejected
 from service.core.units import parse_duration
-from service.errors import ConfigurationError, DispatcherError, OutputLost
+from service.errors import ConfigurationError, DispatcherError, OutputLost, ReaderGone
 from service.log import quiet_libraries
 from service.settings import Settings
 
@@ -184,17 +188,21 @@ def _standard_input() -> bytes:
 def main() -> NoReturn:
     """Run the command line; never returns, and never shows a traceback for what a person can mend."""
     _fill_descriptors()
+    watch_output()
     quiet_libraries()
     try:
         status = cli.main(prog_name=NAME, standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (OSError, OutputLost) as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads the rest
-        if isinstance(error, BrokenPipeError) or isinstance(error.__cause__, BrokenPipeError):
-            sys.exit(0)
-        _fail(DispatcherError(f"output cannot be written: {error}"), 1)
+    except ReaderGone:
+        drop_output()
+        sys.exit(128 + signal.SIGPIPE)
+    except OutputLost as error:
+        drop_output()
+        _fail(error, 1)
+    except OSError as error:
+        _fail(DispatcherError(f"{type(error).__name__}: {error}"), 1)
     except ConfigurationError as error:
         _fail(error, 2)
     except DispatcherError as error:
@@ -218,6 +226,7 @@ def _fill_descriptors() -> None:
 
 
 def _fail(error: DispatcherError, status: int) -> NoReturn:
-    for line in str(error).splitlines():
-        click.echo(f"{NAME}: {line}", err=True)
+    with suppress(OSError):  # where standard error takes nothing, the exit status tells
+        for line in str(error).splitlines():
+            click.echo(f"{NAME}: {line}", err=True)
     sys.exit(status)

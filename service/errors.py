@@ -22,7 +22,11 @@ class TopologyError(BrokerError):
 
 
 class OutputLost(DispatcherError):  # noqa: N818 - what has happened, not what is wrong
-    """Standard output takes no more: its reader has gone, or the disk is full."""
+    """Standard output takes no more: the disk is full."""
+
+
+class ReaderGone(OutputLost):
+    """Nobody reads standard output any more, as after `| head`."""
 
 
 class EventRejected(DispatcherError):  # noqa: N818 - a rejected event is the glossary's word

@@ -54,17 +54,42 @@ def test_a_url_that_is_no_text_is_told() -> None:
     assert "DISPATCHER_AMQP_URL: has a host or port that cannot be read" in told
 
 
-def test_a_reader_that_has_gone_ends_a_command_without_complaint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(("--help",), 141), (("--version",), 141), (("check",), 141)],
+)
+def test_a_reader_that_has_gone_ends_a_command_without_complaint(
+    arguments: tuple[str, ...], status: int, tmp_path: Path
+) -> None:
+    subscriptions = tmp_path / "subscriptions.yaml"
+    subscriptions.write_text("subscriptions: []")
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "service", "stats", "--json"],
+        [sys.executable, "-m", "service", *arguments],
         cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "DISPATCHER_SUBSCRIPTIONS": str(subscriptions)},
         stdin=subprocess.DEVNULL,
         stdout=writer,
         stderr=subprocess.PIPE,
         check=False,
     )
     os.close(writer)
-    assert b"Traceback" not in done.stderr
-    assert b"BrokenPipeError" not in done.stderr
+    assert (done.returncode, done.stderr) == (status, b"")
+
+
+def test_an_error_that_no_output_has_is_not_told_as_one() -> None:
+    broken = (
+        "import sys, service.commands.check as check, service.cli as cli\n"
+        "def check_everything(*_): raise FileNotFoundError(2, 'No such file', '/gone')\n"
+        "check.check_everything = check_everything\n"
+        "sys.argv = ['x', 'check']\n"
+        "cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", broken], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "/gone" in done.stderr
+    assert "output" not in done.stderr

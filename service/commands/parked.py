@@ -17,7 +17,7 @@ from aiormq.exceptions import AMQPChannelError
 from service.broker.connection import TROUBLE, Address
 from service.broker.parked import Parked, ParkedQueue, Place, connected
 from service.broker.topology import Names
-from service.commands.terminal import blanked, json_text, say
+from service.commands.terminal import blanked, json_text
 from service.core.units import parse_duration
 from service.errors import BrokerError, DispatcherError
 from service.redrive import (
@@ -207,13 +207,13 @@ def _echo(
     kind: Kind, told: dict[str, Any], *, first: bool, as_json: bool, everything: bool
 ) -> None:
     if as_json:
-        say(json_text(told))
+        click.echo(json_text(told))
     elif everything:
-        say(json_text(told, indent=True))
+        click.echo(json_text(told, indent=True))
     else:
         if first:
-            say(_row(kind, [column.name for column in kind.columns]))
-        say(_row(kind, [told.get(column.name) for column in kind.columns]))
+            click.echo(_row(kind, [column.name for column in kind.columns]))
+        click.echo(_row(kind, [told.get(column.name) for column in kind.columns]))
 
 
 def _row(kind: Kind, values: list[Any]) -> str:
@@ -241,9 +241,9 @@ async def _work(
         else:
             count = await queue.work(chosen, route, limit)
     if as_json:
-        say(json_text({word: count, "dry_run": dry_run}))
+        click.echo(json_text({word: count, "dry_run": dry_run}))
     else:
-        say(f"{'would be ' if dry_run else ''}{word}: {count} {kind.what}")
+        click.echo(f"{'would be ' if dry_run else ''}{word}: {count} {kind.what}")
 
 
 async def _count(queue: ParkedQueue, chosen: Callable[[Parked], bool], limit: int | None) -> int:

@@ -6,7 +6,6 @@ add up to is `service.commands.tally`.
 
 import io
 import json
-import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ from typing import Final
 
 from service.commands.inlet import Inlet, Signals, Splitter
 from service.commands.live import InPlace, Never, Turns, is_terminal, size
+from service.commands.output import drop_output
 from service.commands.plot import ASCII, BLOCKS, panel_height, plot
 from service.commands.table import counts, fitting, footer, shortened, table
 from service.commands.tally import Statistics
+from service.errors import ReaderGone
 
 WIDTH: Final = 120
 """Columns of what is no terminal."""
@@ -47,9 +48,8 @@ def print_stats(descriptor: int, wish: Wish) -> None:
             _take(Inlet(descriptor, signals, output), statistics, wish, signals, in_place=in_place)
         _write(statistics, wish)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The interpreter flushes once more at its end, and must find something that takes it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGone:
+        drop_output()
 
 
 def _take(

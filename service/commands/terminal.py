@@ -7,21 +7,7 @@ arrive as blanks in a table and as JSON's own escapes in JSON.
 import re
 from typing import Any
 
-import click
 import orjson
-
-from service.errors import OutputLost
-
-
-def say(text: str) -> None:
-    """Write a line to standard output; raises OutputLost where that cannot be done.
-
-    Not an `OSError`, which could be the broker's connection.
-    """
-    try:
-        click.echo(text)
-    except OSError as error:
-        raise OutputLost(error.strerror) from error
 
 
 def blanked(text: str) -> str:

@@ -11,6 +11,9 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from service.commands.output import drop_output
+from service.errors import ReaderGone
+
 WIDTH: Final = 100
 BLUE: Final = "36"
 GREEN: Final = "32"
@@ -54,8 +57,8 @@ class Screen:
         try:
             sys.stdout.write(f"{text}\n")
             sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except ReaderGone:
+            drop_output()
 
     def fact(self, name: str, text: str) -> None:
         """Write a name and what there is to say about it."""
