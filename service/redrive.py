@@ -12,8 +12,13 @@ from typing import Any
 import orjson
 
 from service.broker import codec
-from service.broker.parked import Parked, Place
-from service.broker.rejected import has_state, read_rejected, restored_properties
+from service.broker.parked import Parked, Place, Stays
+from service.broker.rejected import (
+    can_be_written_again,
+    has_state,
+    read_rejected,
+    restored_properties,
+)
 from service.broker.topology import Names
 from service.core.delivery import Attempt
 from service.core.event import webhook_id
@@ -129,10 +134,12 @@ def redrive_dead_letter(names: Names, now: float) -> Callable[[Parked], Place]:
     return route
 
 
-def redrive_rejected(names: Names) -> Callable[[Parked], Place]:
+def redrive_rejected(names: Names) -> Callable[[Parked], Place | Stays]:
     """Return where a rejected event goes: to the intake, as it first came; a delivery to its lane."""
 
-    def route(parked: Parked) -> Place:
+    def route(parked: Parked) -> Place | Stays:
+        if not can_be_written_again(parked.properties):
+            return Stays()
         properties = restored_properties(parked.properties)
         if has_state(parked.properties.headers or {}):
             return Place(names.deliveries, "", properties)

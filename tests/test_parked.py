@@ -16,7 +16,7 @@ from pamqp.commands import Basic
 
 from service.broker import codec, parked, rejected, topology
 from service.broker.connection import Address
-from service.broker.parked import IDLE, Parked, ParkedQueue, connected
+from service.broker.parked import CHUNK, IDLE, Parked, ParkedQueue, connected
 from service.broker.wire import head_frames
 from service.core.delivery import Attempt, Delivery, Reason
 from service.core.event import Event
@@ -26,6 +26,7 @@ from service.redrive import Wanted, tell_dead_letter, tell_rejected
 from tests.broker_contract import until
 from tests.dispatcher import ROOT, Station, station
 from tests.faults.proxy import ACK, DELIVER, Link, Proxy, Seen
+from tests.test_hostile_producers import Raw, Wire, headers, nested, text
 
 NOW = 1_800_000_000.0
 
@@ -366,6 +367,43 @@ def test_headers_that_are_nested_too_deep_to_be_written_are_dropped_and_it_is_sa
     original = Basic.Properties(headers={"deep": deep})
     parked = rejected.rejected_properties(original, "k", EventRejected("not_json", "no"), NOW)
     assert rejected.read_rejected(parked, "k", b"").detail == "no (its headers could not be kept)"
+
+
+async def test_what_could_not_be_written_again_as_it_is_stays_and_is_in_nobodys_way(it):
+    wire = Wire(it.amqp_url)
+    ours = [(rejected.REASON, text("not_json")), (rejected.ROUTING_KEY, text("a.b"))]
+    for number in range(2 * CHUNK + 1):
+        deep = [("deep", nested(485, b"A"))] if number in (0, 1, CHUNK) else []
+        told = headers(*ours, (rejected.REJECTED_ID, text(f"e{number}")), *deep)
+        wire.publish(Raw(b"x", f"{it.prefix}.rejected".encode(), told, exchange=""), "")
+    wire.close()
+    await until(lambda: _at_least(lambda: depth(it, "rejected"), 2 * CHUNK + 1))
+    before = await it.parked("rejected")
+
+    await it.command("rejected", "purge", "--reason", "none-such")
+    again = await it.parked("rejected")
+    assert sorted(again, key=_id) == sorted(before, key=_id)
+
+    told = await it.command("rejected", "redrive", "--dry-run")
+    assert f"would be redriven: {2 * CHUNK - 2} " in told
+    told = await it.command("rejected", "redrive", status=1)
+    assert f"redriven: {2 * CHUNK - 2} " in told
+    assert f"3 rejected events left where they are (e0, e1, e{CHUNK})" in told
+    assert [line["event_id"] for line in await it.parked("rejected")] == ["e0", "e1", f"e{CHUNK}"]
+    assert await depth(it, "intake") == 2 * CHUNK - 2
+    assert "purged: 3" in await it.command("rejected", "purge")
+
+
+def _id(line: dict[str, Any]) -> str:
+    return str(line["event_id"])
+
+
+async def test_a_large_dead_letter_survives_a_walk(it):
+    large = delivery(1)
+    await bury(it, replace(large, event=replace(large.event, source="s" * 90_000)))
+    await it.command("dead", "purge", "--subscription", "nobody")
+    assert await ids(it) == ["00001"]
+    assert "redriven: 1" in await it.command("dead", "redrive")
 
 
 @pytest.mark.parametrize(

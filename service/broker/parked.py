@@ -2,7 +2,7 @@
 
 Looking holds messages and gives every one of them back, in place.  Working walks the queue once, over at
 most as many messages as it held at the start: what matches is dealt with, what does not goes back to the
-tail.  The law here: a message is acked only after its copy is confirmed; a crash doubles a chunk at worst.
+tail.  What could not be published again as it is stays where it lies.  The law here: a message is acked only after its copy is confirmed; a crash doubles a chunk at worst.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ from service.broker.connection import (
     open_connection,
 )
 from service.broker.deliveries import Delivered, consume
-from service.broker.rejected import parked_again
+from service.broker.rejected import can_be_written_again, parked_again
 from service.errors import BrokerError
 
 CHUNK: Final = 100
@@ -56,8 +56,19 @@ class Place:
     properties: Basic.Properties
 
 
+@dataclass(frozen=True, slots=True)
+class Stays:
+    """A message is left where it lies: published again it would lose headers."""
+
+
 Choose = Callable[[Parked], bool]
-Route = Callable[[Parked], Place | None]
+Route = Callable[[Parked], Place | Stays | None]
+Left = Callable[[Parked, bool], None]
+"""Is told of each message that is left where it lies, and whether it was a chosen one."""
+
+
+def _nobody(_: Parked, __: bool) -> None:  # noqa: FBT001
+    """Tell nobody."""
 
 
 @asynccontextmanager
@@ -126,8 +137,10 @@ class ParkedQueue:
         finally:
             await _closed(channel)  # what is not acked goes back, each to its place
 
-    async def work(self, chosen: Choose, route: Route, limit: int | None) -> int:
-        """Deal with the chosen messages, at most `limit`, and return how many there were.
+    async def work(
+        self, chosen: Choose, route: Route, limit: int | None, left_alone: Left = _nobody
+    ) -> int:
+        """Deal with the chosen messages, at most `limit`, and return with how many it did.
 
         `route` says where each goes; None means that it is dropped.
         """
@@ -140,7 +153,9 @@ class ParkedQueue:
                 if not chunk:
                     break
                 left -= len(chunk)
-                moved = [self._move(channel, message, chosen, route) for message in chunk]
+                moved = [
+                    self._move(channel, message, chosen, route, left_alone) for message in chunk
+                ]
                 # All of them come to their end: one that fails must not leave others confirmed, unacked.
                 ends = await asyncio.gather(*moved, return_exceptions=True)
                 for end in ends:
@@ -151,18 +166,28 @@ class ParkedQueue:
             await _closed(channel)
         return done
 
-    def _tail(self, parked: Parked) -> Place:
+    def _tail(self, parked: Parked) -> Place | Stays:
+        if not can_be_written_again(parked.properties):
+            return Stays()
         # Through its own exchange: a person who may redrive needs no right to write to any queue.
         again = parked_again(parked.properties, parked.routing_key, parked.body)
         return Place(self._name, "", again)
 
     async def _move(
-        self, channel: AbstractChannel, message: Delivered, chosen: Choose, route: Route
+        self,
+        channel: AbstractChannel,
+        message: Delivered,
+        chosen: Choose,
+        route: Route,
+        left_alone: Left,
     ) -> bool:
-        """Bring a message to its place and tell whether it was a chosen one."""
+        """Bring a message to its place and tell whether a chosen one was dealt with."""
         parked = _parked(message)
         matches = chosen(parked)
         place = route(parked) if matches else self._tail(parked)
+        if isinstance(place, Stays):
+            left_alone(parked, matches)  # not acked, it goes back when the channel is closed
+            return False
         if place is not None:
             await self._publish(channel, message.body, place)
         async with _in_time():

@@ -13,7 +13,7 @@ from pamqp.commands import Basic
 from pamqp.common import FieldTable, FieldValue
 
 from service.broker.codec import STATE, SUBSCRIPTIONS, new_id
-from service.broker.wire import packed_table
+from service.broker.wire import UNDECODABLE, packed_table
 from service.errors import EventRejected
 from service.log import rfc3339
 
@@ -32,6 +32,8 @@ BACKLOG = ".deliveries"
 _OURS = (STATE, SUBSCRIPTIONS, REASON, DETAIL, REJECTED_AT, REJECTED_ID, ROUTING_KEY, MESSAGE_ID)
 _BROKERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "CC", "BCC")
 _HEADER_ROOM = 64 * 1024
+_AGAIN_ROOM = 120 * 1024
+"""Bytes of a parked message's headers that can be written again: what goes with them fits into the frame too."""
 _DEPTH = 100
 _DETAIL_KEPT = 1024
 
@@ -68,13 +70,21 @@ def rejected_properties(
     }
     if rejection.event_id:
         headers[REJECTED_ID] = rejection.event_id[:_DETAIL_KEPT]
-    return _with_own_id(original, headers, dropped=_OURS[2:] if keep_state else _OURS)
+    dropped = _OURS[2:] if keep_state else _OURS
+    return _with_own_id(original, headers, dropped=dropped, room=_HEADER_ROOM)
+
+
+def can_be_written_again(original: Basic.Properties) -> bool:
+    """Tell whether a parked message can be published with all of its headers: none may be lost on the way."""
+    headers = original.headers or {}
+    return headers.keys() != {UNDECODABLE} and _fits(headers, _AGAIN_ROOM)
 
 
 def restored_properties(original: Basic.Properties) -> Basic.Properties:
     """Return the properties with which a rejected message goes back to work: those it first had."""
     headers = original.headers or {}
-    restored = _carried_over(original, {}, dropped=_OURS[2:] if has_state(headers) else _OURS)
+    dropped = _OURS[2:] if has_state(headers) else _OURS
+    restored = _carried_over(original, {}, dropped=dropped, room=_AGAIN_ROOM)
     message_id = None if _came_by_broker(headers) else headers.get(MESSAGE_ID)
     if isinstance(message_id, str):
         restored.message_id = message_id
@@ -88,7 +98,7 @@ def parked_again(original: Basic.Properties, routing_key: str, body: bytes) -> B
     """
     theirs = original.headers or {}
     if not _came_by_broker(theirs):
-        return _with_own_id(original, {}, dropped=())
+        return _with_own_id(original, {}, dropped=(), room=_AGAIN_ROOM)
     told = read_rejected(original, routing_key, body)
     headers: dict[str, FieldValue] = {
         REASON: told.reason,
@@ -97,7 +107,8 @@ def parked_again(original: Basic.Properties, routing_key: str, body: bytes) -> B
     }
     if told.rejected_at:
         headers[REJECTED_AT] = told.rejected_at
-    return _with_own_id(original, headers, dropped=_OURS[2:] if has_state(theirs) else _OURS)
+    dropped = _OURS[2:] if has_state(theirs) else _OURS
+    return _with_own_id(original, headers, dropped=dropped, room=_AGAIN_ROOM)
 
 
 def _came_by_broker(headers: FieldTable) -> bool:
@@ -120,13 +131,13 @@ def has_state(headers: FieldTable) -> bool:
 
 
 def _with_own_id(
-    original: Basic.Properties, headers: dict[str, FieldValue], *, dropped: Sequence[str]
+    original: Basic.Properties, headers: dict[str, FieldValue], *, dropped: Sequence[str], room: int
 ) -> Basic.Properties:
     """Return properties with a message id of their own; the original's is kept in a header."""
     theirs = original.headers or {}
     if original.message_id and (MESSAGE_ID not in theirs or MESSAGE_ID in dropped):
         headers[MESSAGE_ID] = original.message_id
-    kept = _carried_over(original, headers, dropped=dropped)
+    kept = _carried_over(original, headers, dropped=dropped, room=room)
     kept.message_id = new_id()
     return kept
 
@@ -183,14 +194,14 @@ def _latest_death(headers: FieldTable) -> FieldTable:
 
 
 def _carried_over(
-    original: Basic.Properties, ours: dict[str, FieldValue], *, dropped: Sequence[str]
+    original: Basic.Properties, ours: dict[str, FieldValue], *, dropped: Sequence[str], room: int
 ) -> Basic.Properties:
     theirs = {
         name: value
         for name, value in (original.headers or {}).items()
         if name not in dropped and not name.startswith(_BROKERS)
     }
-    if not _fits(theirs):
+    if not _fits(theirs, room):
         theirs = {}
         if DETAIL in ours:
             ours[DETAIL] = _text(ours[DETAIL], "") + " (its headers could not be kept)"
@@ -207,9 +218,9 @@ def _carried_over(
     )
 
 
-def _fits(headers: FieldTable) -> bool:
+def _fits(headers: FieldTable, room: int) -> bool:
     try:
-        return not _is_deeper(headers, _DEPTH) and len(packed_table(headers)) <= _HEADER_ROOM
+        return not _is_deeper(headers, _DEPTH) and len(packed_table(headers)) <= room
     except (TypeError, ValueError, OverflowError, RecursionError, AttributeError):
         return False
 

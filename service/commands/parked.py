@@ -15,7 +15,7 @@ import click
 from aiormq.exceptions import AMQPChannelError
 
 from service.broker.connection import TROUBLE, Address
-from service.broker.parked import Parked, ParkedQueue, Place, connected
+from service.broker.parked import Parked, ParkedQueue, Place, Route, Stays, connected
 from service.broker.topology import Names
 from service.commands.terminal import blanked, json_text
 from service.core.units import parse_duration
@@ -32,6 +32,7 @@ from service.redrive import (
 from service.settings import Settings
 
 Command = Callable[..., Any]
+SHOWN_IDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Kind:
     columns: tuple[Column, ...]
     tell: Tell
     queue: Callable[[Names], str]
-    route: Callable[[Names], Callable[[Parked], Place]]
+    route: Callable[[Names], Callable[[Parked], Place | Stays]]
 
 
 DEAD = Kind(
@@ -230,6 +231,8 @@ async def _work(
     names = Names(settings.prefix)
     route = kind.route(names) if word == "redriven" else _nowhere
 
+    left = _Left(kind)
+
     def chosen(parked: Parked) -> bool:
         told, at = kind.tell(parked, False)
         return wanted.fits(told, at) and not (word == "redriven" and told["reason"] == UNREADABLE)
@@ -237,21 +240,55 @@ async def _work(
     async with connected(Address(settings.amqp_urls, settings.amqp_ca_file)) as connection:
         queue = ParkedQueue(connection, kind.queue(names))
         if dry_run:
-            count = await _count(queue, chosen, limit)
+            count = await _count(queue, chosen, route, limit)
         else:
-            count = await queue.work(chosen, route, limit)
+            count = await queue.work(chosen, route, limit, left.note)
     if as_json:
         click.echo(json_text({word: count, "dry_run": dry_run}))
     else:
         click.echo(f"{'would be ' if dry_run else ''}{word}: {count} {kind.what}")
+    left.tell()
 
 
-async def _count(queue: ParkedQueue, chosen: Callable[[Parked], bool], limit: int | None) -> int:
+class _Left:
+    """The messages that were left where they are; the ids of the first few."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+        self._count = 0
+        self._ids: list[str] = []
+        self._were_meant = False
+
+    def note(self, parked: Parked, was_meant: bool) -> None:  # noqa: FBT001 - a callback
+        """Take one in."""
+        self._count += 1
+        self._were_meant = self._were_meant or was_meant
+        event_id = self._kind.tell(parked, False)[0].get("event_id")
+        if event_id and len(self._ids) < SHOWN_IDS:
+            self._ids.append(blanked(event_id))
+
+    def tell(self) -> None:
+        """Say how many there are; raises DispatcherError where one should have been put back to work."""
+        if not self._count:
+            return
+        ids = f" ({', '.join(self._ids)}{', …' if self._count > len(self._ids) else ''})"
+        line = (
+            f"{self._count} {self._kind.what} left where they are{ids if self._ids else ''}: their headers"
+            " cannot be written again (nested too deep, or too large); purge can throw them away"
+        )
+        if self._were_meant:
+            raise DispatcherError(line)
+        click.echo(line, err=True)
+
+
+async def _count(
+    queue: ParkedQueue, chosen: Callable[[Parked], bool], route: Route, limit: int | None
+) -> int:
     count = 0
 
     def visit(parked: Parked) -> bool:
         nonlocal count
-        count += chosen(parked)
+        count += chosen(parked) and not isinstance(route(parked), Stays)
         return count != limit
 
     await queue.look(visit)
