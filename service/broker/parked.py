@@ -2,7 +2,8 @@
 
 Looking holds messages and gives every one of them back, in place.  Working walks the queue once, over at
 most as many messages as it held at the start: what matches is dealt with, what does not goes back to the
-tail.  What could not be published again as it is stays where it lies.  The law here: a message is acked only after its copy is confirmed; a crash doubles a chunk at worst.
+tail.  What could not be published again as it is stays where it lies.  The law here: a message is acked
+only after its copy is confirmed; a crash, or a connection that is lost, doubles a chunk at worst.
 """
 
 import asyncio
