@@ -10,6 +10,7 @@ from typing import Self
 import pika  # type: ignore[import-untyped]
 import pytest
 from pika.adapters.blocking_connection import BlockingChannel  # type: ignore[import-untyped]
+from yarl import URL
 
 from service.core.decode import Decoded, Incoming, decode
 from service.errors import BrokerError, EventRejected, TopologyError
@@ -341,3 +342,10 @@ async def test_a_connection_that_dies_before_the_confirm_is_an_error_that_says_w
             await publishing
         relay.silent = False
         await publisher.publish("order.created", {})
+
+
+async def test_why_the_broker_refuses_a_connection_is_told_in_its_own_words(amqp_url: str) -> None:
+    elsewhere = str(URL(amqp_url).with_path("/no-such-vhost"))
+    with pytest.raises(BrokerError, match=r"NOT_ALLOWED - vhost '?no-such-vhost'? not found"):
+        async with Publisher(elsewhere):
+            pass

@@ -19,7 +19,8 @@ from typing import Any, Final
 
 import aio_pika
 from aiormq.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import AMQPError
+from aiormq.connection import exception_by_code
+from aiormq.exceptions import AMQPError, InvalidFrameError
 from yarl import URL
 
 from service.broker import topology
@@ -82,7 +83,10 @@ class Address:
 
 
 async def open_connection(url: str, address: Address, name: str) -> AbstractConnection:
-    """Return an open AMQP connection.  Raises one of TROUBLE; the texts show no password."""
+    """Return an open AMQP connection.  Raises one of TROUBLE; the texts show no password.
+
+    Where the broker refuses, its own words are told.
+    """
     parsed = URL(url)
     if "heartbeat" not in parsed.query:
         parsed = parsed.update_query(heartbeat=str(HEARTBEAT))
@@ -94,9 +98,12 @@ async def open_connection(url: str, address: Address, name: str) -> AbstractConn
     try:
         async with asyncio.timeout(OPEN_TIMEOUT):
             await connection.connect()
-    except BaseException:
+    except BaseException as error:
         # Else it starts a task for that when it is freed, in whatever loop.
         await close_connection(connection)
+        farewell = transport.reader.farewell if transport.reader else None
+        if isinstance(error, InvalidFrameError) and farewell is not None:
+            raise exception_by_code(farewell) from error
         raise
     if connection.transport is None:
         raise BrokerError("the connection closed while it was being opened")

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from aiormq.abc import AbstractChannel, AbstractConnection, DeliveredMessage
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
-from pamqp.commands import Basic
+from pamqp.commands import Basic, Connection
 from yarl import URL
 
 from service.broker.wire import properties
@@ -33,6 +33,8 @@ _DELIVER = struct.pack(">HH", 60, 60)
 _ACK = struct.pack(">HH", 60, 80)
 _NACK = struct.pack(">HH", 60, 120)
 _RETURN = struct.pack(">HH", 60, 50)
+_CHANNEL_0 = bytes(2)
+_CLOSE = struct.pack(">HH", 10, 50)
 _ANSWERS: Final = frozenset((_ACK, _NACK, _RETURN))
 _TAG = struct.Struct(">QB")
 _CONTENT = struct.Struct(">xxxxQ")
@@ -96,11 +98,14 @@ class DeliveryReader:
         self._buffer = b""
         self._at = 0
         self._step = 0
+        self._is_of_connection = False
         self._shown = self._loop.time()
         self._partial: dict[int, _Partial] = {}
         self.sinks: dict[int, Sink] = {}
         self.bounds: dict[int, int] = {}
         self.answers: dict[int, Answers] = {}
+        self.farewell: Connection.Close | None = None
+        """What the broker closed the connection with: the library does not tell while it opens one."""
 
     def forget(self, channel: int, sink: Sink) -> None:
         """Let go of a channel that is closed, unless its number has another sink by now."""
@@ -134,7 +139,13 @@ class DeliveryReader:
         while len(self._buffer) - self._at < size:
             await self._more(size)
         start, self._at = self._at, self._at + size
-        return self._buffer[start : self._at]
+        data = self._buffer[start : self._at]
+        if self._step == 2:
+            self._is_of_connection = data.startswith(_CHANNEL_0)
+        elif self._step == 0 and self._is_of_connection and data.startswith(_CLOSE):
+            self.farewell = Connection.Close()
+            self.farewell.unmarshal(data[len(_CLOSE) :])
+        return data
 
     async def _more(self, wanted: int = 1) -> None:
         chunk = await self._reader.read(READ_SIZE)
