@@ -451,7 +451,7 @@ async def test_a_supervisor_that_is_cancelled_ends_even_while_it_closes(
         closing.set()
         await asyncio.get_running_loop().create_future()
 
-    monkeypatch.setattr(supervised, "_close", never)
+    monkeypatch.setattr(supervised, "close_connection", never)
     async with rig(amqp_url, prefix, events_exchange) as it:
         session = await until(lambda: it.broker.consuming and it.broker._session)
         session.fail("told to")
