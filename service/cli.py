@@ -219,9 +219,8 @@ def _fill_descriptors() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-        if (
-            number > 0 and getattr(sys, name) is None
-        ):  # who reads tells that there is nothing to read
+        # Who reads tells a person that there is nothing to read.
+        if name != "stdin" and getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w", closefd=False))
 
 

@@ -72,12 +72,17 @@ class Dispatcher:
         await self.until(self.is_ready, 30)
         return self
 
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Return the program and its arguments."""
+        return sys.executable, "-m", "service", "run", *self.arguments
+
     async def launch(self) -> None:
         """Start the process."""
         port = free_port()
         self.admin = f"http://127.0.0.1:{port}"
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "service", "run", *self.arguments),
+            *self.command,
             cwd=ROOT,
             env=self.environ | {"DISPATCHER_ADMIN_PORT": str(port)},
             stdout=subprocess.PIPE,

@@ -275,6 +275,16 @@ def test_a_state_that_would_not_fit_into_a_frame_again_is_not_read(name):
             codec.read_deliveries({codec.STATE: json.dumps(state)}, b"{}")
 
 
+def test_the_widest_delivery_that_there_can_be_is_read_again():
+    wide, url = "\U0001f4a5", "https://a.example/".ljust(2000, "x")
+    event = replace(delivery(1).event, id=wide * 1024, extensions={"x": wide * 7168})
+    attempt = Attempt(NOW, url, 500, wide * 200, 12, wide * 256)
+    widest = replace(delivery(1), event=event, history=(attempt,) * 10)
+    told = codec.delivery_properties(widest, {f"delay-{level:02}": "1" for level in range(17)})
+    assert codec.read_deliveries(told.headers, b"{}") == [widest]
+    assert len(head_frames(1, "webhooks.delay.00", "", told, 0)) < 131_072
+
+
 def test_headers_too_large_to_carry_on_are_dropped_and_it_is_said():
     original = Basic.Properties(headers={f"h{n}": "x" * 1000 for n in range(120)})
     parked = rejected.rejected_properties(original, "k", EventRejected("not_json", "no"), NOW)

@@ -364,14 +364,9 @@ async def test_a_jump_back_does_not_lengthen_a_pause_that_a_target_asked_for(it)
 class Closed(Dispatcher):
     """A dispatcher whose standard streams its caller has closed."""
 
-    async def launch(self) -> None:
-        port = free_port()
-        self.admin = f"http://127.0.0.1:{port}"
-        self._process = await asyncio.create_subprocess_exec(
-            *("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "service", "run"),
-            cwd=ROOT,
-            env=self.environ | {"DISPATCHER_ADMIN_PORT": str(port)},
-        )
+    @property
+    def command(self) -> tuple[str, ...]:
+        return "sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *super().command
 
 
 async def test_without_standard_streams_events_are_delivered_and_the_end_is_in_order(it):

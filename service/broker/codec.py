@@ -24,7 +24,9 @@ from service.log import rfc3339
 STATE = "x-delivery"
 SUBSCRIPTIONS = "x-subscriptions"
 _STATE_ROOM = 96 * 1024
+"""Bytes of a state that is read: more than any event's attributes with ten attempts come to, less than a frame."""
 _ID_ROOM = 1024
+"""Characters of an id or a type, each of which stands in a header of its own as well."""
 _BODY_START_KEPT = 256
 
 
