@@ -23,7 +23,7 @@ from types import FrameType, TracebackType
 from typing import Final, Self
 
 from service.errors import BrokerError
-from service.ports import free_ports
+from service.ports import free_ports, is_free
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """The server's own script: the wrapper in `/usr/sbin` insists on the system's user and folders."""
@@ -343,13 +343,22 @@ class PrivateBroker:
             for process in (self._epmd, self._node):
                 if process is not None and process.poll() is not None:
                     raise PrivateBrokerError(
-                        f"The private RabbitMQ ended while starting: {self._last_words()}"
+                        f"The private RabbitMQ ended while starting: {self._why_it_ended()}"
                     )
             if time.monotonic() > deadline:
                 raise PrivateBrokerError(
                     f"The private RabbitMQ was not ready in time: {self._last_words()}"
                 )
             time.sleep(_POLL)
+
+    def _why_it_ended(self) -> str:
+        # Of Erlang's many lines about a port that is taken, the last say everything but that.
+        amqp, distribution, epmd = self._ports
+        wanted = [amqp, distribution] if self._node is not None else [epmd]
+        for port in wanted:
+            if not is_free(port):
+                return f"another program has port {port} of 127.0.0.1."
+        return self._last_words()
 
     def _last_words(self) -> str:
         """Return the end of the node's output as one line."""

@@ -1,7 +1,9 @@
 """The private node, on the real thing: what is promised of it is that it works and that it goes."""
 
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +13,7 @@ from pathlib import Path
 import pika  # type: ignore[import-untyped]
 import pytest
 
+from service.ports import free_ports
 from service.rabbitmq import PrivateBroker, PrivateBrokerError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -129,6 +132,23 @@ def test_a_server_that_ends_at_once_is_reported_with_its_last_words(tmp_path: Pa
         broker.start()
     assert not processes_naming(str(tmp_path / "node"))
     broker.close()
+
+
+@pytest.mark.usefixtures("node")
+def test_a_port_that_is_taken_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        broker = PrivateBroker(port=port)
+        with pytest.raises(PrivateBrokerError, match=f"another program has port {port} of 127"):
+            broker.start()
+        broker.close()
+
+
+def test_programs_that_seed_their_chance_alike_are_given_different_ports() -> None:
+    random.seed(7)
+    ports = free_ports(8)
+    random.seed(7)
+    assert ports != free_ports(8)
 
 
 def test_a_server_that_never_gets_ready_is_given_up_in_time(tmp_path: Path) -> None:
