@@ -260,7 +260,7 @@ class Deliverer:
 
     def _in_line(self, run: _Run, cause: DeferCause, now: float, not_before: float) -> Defer:
         state, draw = run.state, random.random()  # noqa: S311 - spreads load, guards nothing
-        delay = state.line.reserve(now, state.capacity(now), not_before, draw)
+        delay = state.place_in_line(cause, now, not_before, draw)
         at = self._clock.now() + delay
         if cause in _LIMITS:
             # Beside the line, which would otherwise begin that late for everybody.

@@ -81,6 +81,23 @@ class SubscriptionState:
         """Have one more delivery come back later; returns the seconds that those before it take."""
         return self._returns.join(now, self._return_lines.rate(self._returns, now))
 
+    def place_in_line(self, cause: DeferCause, now: float, not_before: float, draw: float) -> float:
+        """Return the seconds until one more delivery has its turn at what these targets take.
+
+        See `Line.reserve`.  What a target takes that has just begun to throttle is not known, and what is put off
+        until its pause is over would come back all at once: it comes no faster than what an ejected one is owed.
+        """
+        rate = self.capacity(now)
+        if cause is DeferCause.THROTTLED and any(
+            target.throttles_unmeasured(now) for target in self._usable
+        ):
+            rate = min(rate, self._return_lines.rate(self._returns, now))
+        return self.line.reserve(now, rate, not_before, draw)
+
+    @property
+    def _usable(self) -> list[TargetState]:
+        return [state for state in self.targets if state.target.weight and not state.gone]
+
     def limit(self, now: float, *, is_new: bool) -> DeferCause | None:
         """Take the room of a rate limit for a round; returns the limit that leaves none.
 
@@ -89,8 +106,7 @@ class SubscriptionState:
         if is_new and self.line.is_taken(now):
             if self.bucket is not None and not self.bucket.is_idle(now):
                 return DeferCause.RATE_LIMITED
-            usable = [target for target in self.targets if target.target.weight and not target.gone]
-            if all(target.pace and not target.pace.is_idle(now) for target in usable):
+            if all(target.pace and not target.pace.is_idle(now) for target in self._usable):
                 return DeferCause.THROTTLED
         if self.bucket is not None and not self.bucket.take(now):
             return DeferCause.RATE_LIMITED
@@ -127,7 +143,7 @@ class SubscriptionState:
 
     def capacity(self, now: float) -> float:
         """Return the deliveries a second that the subscription can take, limited or measured."""
-        measured = sum(s.capacity(now) for s in self.targets if s.target.weight > 0 and not s.gone)
+        measured = sum(target.capacity(now) for target in self._usable)
         limit = self.bucket.rate if self.bucket is not None else measured
         return max(min(measured, limit), 0.01)
 

@@ -314,6 +314,20 @@ def test_a_target_that_throttles_gets_most_of_what_it_takes_and_is_not_ejected(
     assert len(it.accepted) == len(set(it.accepted))
 
 
+def test_what_was_put_off_before_it_was_known_what_a_target_takes_comes_back_in_line():
+    it = Outage.of(ORDERS, lambda: OK)
+    it.world.receivers.answer = Limit(it.world, 5.0, pause=2.0, tokens=5.0).answer
+
+    async def body(_: Process) -> None:
+        for number in range(6 * 1000):
+            it.arrive(number)
+            await asyncio.sleep(1 / 1000)
+
+    play(it, body, prefetch=1024, attempts=512, slow=128)
+    again = Counter(int(at) for times in it.published.values() for at in times[1:])
+    assert max(again.values()) <= 1.5 * schedule.RETURN_RATE
+
+
 async def steadily(it: Outage, number: int) -> None:
     """Let an event come in every second."""
     while True:

@@ -191,6 +191,10 @@ class TargetState:
         rate = None if self.pace is None else self.pace.rate(now)
         return rate if rate is not None and rate < self._fastest(now) else None
 
+    def throttles_unmeasured(self, now: float) -> bool:
+        """Tell whether the target has asked for a pause and what it takes is not known."""
+        return now < self.throttled_until and self.known_pace(now) is None
+
     def _is_in_pace(self, pace: Pace, now: float) -> bool:
         if self.known_pace(now) is None:
             self.pace = None  # it has grown until it no longer matters
