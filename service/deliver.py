@@ -250,12 +250,11 @@ class Deliverer:
                 return self._in_line(run, cause, now, obstacle.until)
 
     def _come_back(self, run: _Run, cause: DeferCause, until_probe: float) -> Defer:
-        delivery, now, jitter = run.delivery, self._clock.now(), _jitter()
-        ahead = run.state.returns_ahead(self._clock.monotonic())
-        at = now + ejected_delay(delivery.deferrals, until_probe, jitter, ahead)
+        delivery, now = run.delivery, self._clock.now()
+        soonest = ejected_delay(delivery.deferrals, until_probe, _jitter())
+        at = now + run.state.comes_back_after(soonest, self._clock.monotonic())
         if expires(delivery, run.state.subscription.retry, at):
-            # A long line is no reason to give up.
-            at = now + ejected_delay(delivery.deferrals, until_probe, jitter)
+            at = now + soonest  # a long line is no reason to give up
         return Defer(at, cause)
 
     def _in_line(self, run: _Run, cause: DeferCause, now: float, not_before: float) -> Defer:

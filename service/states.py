@@ -77,9 +77,10 @@ class SubscriptionState:
                 waiter.set_result(True)
                 return
 
-    def returns_ahead(self, now: float) -> float:
-        """Have one more delivery come back later; returns the seconds that those before it take."""
-        return self._returns.join(now, self._return_lines.rate(self._returns, now))
+    def comes_back_after(self, soonest: float, now: float) -> float:
+        """Have one more delivery come back later; returns the seconds until then, `soonest` at the least."""
+        rate = self._return_lines.rate(self._returns, now)
+        return self._returns.join(now, rate, soonest)
 
     def place_in_line(self, cause: DeferCause, now: float, not_before: float, draw: float) -> float:
         """Return the seconds until one more delivery has its turn at what these targets take.

@@ -3,6 +3,10 @@
 All times are seconds; `jitter` lies in -1..1 and `now` is whatever clock the caller keeps.
 """
 
+from bisect import bisect_left, bisect_right
+from typing import Final
+
+from service.core import ladder
 from service.core.subscription import RetryPolicy
 
 SLOT_MIN = 1.0
@@ -17,7 +21,22 @@ everybody.
 """
 RETURN_RATE_OF_ALL = 400.0
 """The same for all subscriptions together, which share it."""
+FEW_HOPS = 3
+"""Levels of the ladder that such a delay is made of at the most: each costs RabbitMQ about half a publish.
+
+Two would leave gaps of half a minute in which nothing of a small backlog is there to probe with.
+"""
 RETRY_AFTER_MAX = 86400.0
+
+_ALL_DELAYS: Final = sorted({ladder.seconds_for(one) for one in range(1, int(2 * EJECTED_MAX) - 7)})
+_DELAYS: Final = {
+    True: [one for one in _ALL_DELAYS if one.bit_count() <= FEW_HOPS],
+    False: _ALL_DELAYS,
+}
+"""Those that take few hops, and all."""
+_A_MOMENT: Final = 0.01
+"""Off a whole number of seconds: the ladder rounds up, and a float's error must not make it one more."""
+_GOLDEN: Final = (5**0.5 - 1) / 2
 
 
 def retry_delay(policy: RetryPolicy, round_number: int, jitter: float) -> float | None:
@@ -27,20 +46,16 @@ def retry_delay(policy: RetryPolicy, round_number: int, jitter: float) -> float 
     return policy.schedule[round_number - 1] * (1 + policy.jitter * jitter)
 
 
-def ejected_delay(deferrals: int, until_probe: float, jitter: float, ahead: float = 0.0) -> float:
-    """Return how long to put off a delivery whose targets are all out of the rotation.
+def ejected_delay(deferrals: int, until_probe: float, jitter: float) -> float:
+    """Return how long to put off, at the least, a delivery whose targets are all out of the rotation.
 
     Not before the next probe, and doubling from 20 s to 15 min with each deferral of the same delivery,
     so that a backlog of an hours-long outage costs the broker little.  The jitter adds up to as much
-    again, and `ahead` what those before it take to come back: what was put off at one moment comes back
-    spread out, so that at any time something of a backlog is there to probe with, and neither the broker nor
-    a target that is back is met by all of it at once.  A line too long for half an hour is spread over the
-    second half of that.
+    again: what was put off at one moment comes back spread out, so that at any time something of a backlog is
+    there to probe with.
     """
     doubled = min(EJECTED_BASE * 2.0 ** min(deferrals, 16), EJECTED_MAX)
-    soonest, stretch = max(until_probe, doubled), 1 + abs(jitter)
-    delay = soonest * stretch + ahead
-    return delay if delay <= 2 * EJECTED_MAX else max(soonest, EJECTED_MAX) * stretch
+    return max(until_probe, doubled) * (1 + abs(jitter))
 
 
 def missed_delay(deferrals: int) -> float:
@@ -53,22 +68,77 @@ def missed_delay(deferrals: int) -> float:
 
 
 class Returns:
-    """The deliveries of one subscription that are to come back once its targets may be tried again."""
+    """The deliveries of one subscription that are to come back once its targets may be tried again.
 
-    __slots__ = ("_end",)
+    Each second has room for so many of them: neither the broker nor a target that is back is met by all at once,
+    however fast they were put off.  Preferred are the delays that take few hops of the ladder.  Which
+    seconds these lead to differs from second to second, so that hardly any stays unused.
+    """
+
+    __slots__ = ("_count", "_due", "_full", "_second")
 
     def __init__(self) -> None:
-        self._end = 0.0
+        self._due: dict[int, int] = {}
+        self._count = 0
+        self._second = 0
+        self._full: dict[bool, range] = {}
 
-    def join(self, now: float, rate: float) -> float:
-        """Return the seconds until those before this one are back, at `rate` a second."""
-        ahead = max(0.0, self._end - now)
-        self._end = now + min(ahead + 1.0 / rate, 2 * EJECTED_MAX)
-        return ahead
+    def join(self, now: float, rate: float, soonest: float) -> float:
+        """Return the seconds until one more delivery comes back, `soonest` or later; `rate` of them a second.
+
+        A line too long for half an hour is spread over the second half of that.
+        """
+        self._forget(now)
+        line = self._count / rate
+        delay = None
+        if line < 2 * EJECTED_MAX:
+            delay = self._free(soonest, 2.0 * (soonest + line), rate, few_hops=True)
+            delay = delay or self._free(soonest, 2.0 * EJECTED_MAX, rate, few_hops=False)
+        if delay is None:
+            late = [one for one in _DELAYS[True] if one >= max(soonest, EJECTED_MAX)]
+            if not late:
+                return soonest
+            delay = min(late, key=lambda one: self._due.get(self._second + one, 0))
+        second = self._second + delay
+        self._due[second] = self._due.get(second, 0) + 1
+        self._count += 1
+        return delay - _A_MOMENT
 
     def is_empty(self, now: float) -> bool:
         """Tell whether all are back."""
-        return self._end <= now
+        self._forget(now)
+        return not self._due
+
+    def _free(self, soonest: float, latest: float, rate: float, *, few_hops: bool) -> int | None:
+        """Return the first delay that leads to a second with room; what is full is looked at once a second."""
+        delays = _DELAYS[few_hops]
+        full = self._full.get(few_hops, range(0))
+        begin = place = bisect_left(delays, soonest)
+        if begin in full:
+            begin, place = full.start, full.stop
+        stop = bisect_right(delays, latest)
+        while place < stop and not self._has_room(self._second + delays[place], rate):
+            place += 1
+        self._full[few_hops] = max(full, range(begin, place), key=len)
+        return delays[place] if place < stop else None
+
+    def _has_room(self, second: int, rate: float) -> bool:
+        return self._due.get(second, 0) < _room(second, rate)
+
+    def _forget(self, now: float) -> None:
+        if int(now) != self._second:
+            self._second = int(now)
+            self._due = {at: due for at, due in self._due.items() if at >= self._second}
+            self._count = sum(self._due.values())
+            self._full.clear()
+
+
+def _room(second: int, rate: float) -> int:
+    """Return how many may come back in a second, a whole number, so that it is `rate` on average.
+
+    The broken rest goes to the seconds that the golden ratio picks, which lie evenly for any share of them.
+    """
+    return int(rate) + (second * _GOLDEN % 1.0 < rate % 1.0)
 
 
 class ReturnLines:
