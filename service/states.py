@@ -5,6 +5,7 @@ target whose URL stayed: a new weight does not forget that a target is down.
 """
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class SubscriptionState:
         self.subscription = subscription
         self.targets = [TargetState(target) for target in subscription.targets]
         self.line = Line()
-        self._returns = Returns()
+        self._returns = Returns(random.random())  # noqa: S311 - spreads load, guards nothing
         self._return_lines = return_lines
         rate = subscription.rate_limit
         self.bucket = TokenBucket(rate / replicas) if rate else None

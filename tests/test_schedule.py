@@ -64,7 +64,7 @@ def test_a_deferral_never_ends_before_the_probe_nor_after_half_an_hour(
 ):
     soonest = ejected_delay(deferrals, until_probe, jitter)
     assert until_probe <= soonest <= 1800.0
-    returns, rate = Returns(), data.draw(st.floats(0.001, 3.0))
+    returns, rate = Returns(0.0), data.draw(st.floats(0.001, 3.0))
     for _ in range(data.draw(st.integers(1, 300))):
         assert soonest <= ladder.seconds_for(returns.join(now, rate, soonest)) <= 1800
 
@@ -80,7 +80,7 @@ def back_at(returns: Returns, rate: float, put_off: list[float]) -> list[int]:
 
 @pytest.mark.parametrize(("rate", "count"), [(250.0, 50_000), (133.4, 20_000), (0.3, 60)])
 def test_a_backlog_comes_back_at_its_rate_however_fast_it_was_put_off(rate, count):
-    back = back_at(Returns(), rate, [100.0 + number / 10_000 for number in range(count)])
+    back = back_at(Returns(0.0), rate, [100.0 + number / 10_000 for number in range(count)])
     assert min(back) >= 120
     assert max(Counter(back).values()) <= rate + 1
     tens = Counter(at // 10 for at in back)
@@ -90,11 +90,17 @@ def test_a_backlog_comes_back_at_its_rate_however_fast_it_was_put_off(rate, coun
 
 @given(st.floats(0, 1e6), st.floats(1.0, 1790.0))
 def test_what_comes_back_takes_few_hops(now, soonest):
-    assert len(ladder.headers(ladder.seconds_for(Returns().join(now, 1.0, soonest)))) <= 3
+    assert len(ladder.headers(ladder.seconds_for(Returns(0.0).join(now, 1.0, soonest)))) <= 3
+
+
+def test_very_many_lines_do_not_come_back_in_the_same_seconds():
+    chance = random.Random(7)
+    back = [at for _ in range(2000) for at in back_at(Returns(chance.random()), 0.05, [100.0] * 5)]
+    assert max(Counter(back).values()) <= 3 * 0.05 * 2000
 
 
 def test_a_large_backlog_takes_few_hops_too():
-    returns, chance = Returns(), random.Random(7)
+    returns, chance = Returns(0.0), random.Random(7)
     hops = [
         ladder.seconds_for(
             returns.join(number / 1000, 80.0, chance.uniform(20.0, 40.0))
@@ -113,7 +119,7 @@ def test_replicas_share_the_line_of_returns_and_a_reload_keeps_it():
 
 
 def test_lines_of_returns_share_a_rate_and_have_it_back_when_the_others_are_empty():
-    lines, many = ReturnLines(replicas=2), [Returns() for _ in range(4)]
+    lines, many = ReturnLines(replicas=2), [Returns(0.0) for _ in range(4)]
     assert lines.rate(many[0], 100.0) == 125.0
     for one in many:
         for _ in range(500):
@@ -123,7 +129,7 @@ def test_lines_of_returns_share_a_rate_and_have_it_back_when_the_others_are_empt
 
 
 def test_a_line_of_returns_that_is_too_long_is_spread_over_a_quarter_of_an_hour():
-    returns = Returns()
+    returns = Returns(0.0)
     back = back_at(returns, 250.0, [100.0 + number / 20_000 for number in range(200_000)])
     assert max(back) <= 1910
     assert max(Counter(back).values()) < 1000

@@ -72,12 +72,14 @@ class Returns:
 
     Each second has room for so many of them: neither the broker nor a target that is back is met by all at once,
     however fast they were put off.  Preferred are the delays that take few hops of the ladder.  Which
-    seconds these lead to differs from second to second, so that hardly any stays unused.
+    seconds these lead to differs from second to second, so that hardly any stays unused.  `phase` (0..1) is which
+    seconds a rate of less than one a second leaves out: it must differ from line to line.
     """
 
-    __slots__ = ("_count", "_due", "_full", "_second")
+    __slots__ = ("_count", "_due", "_full", "_phase", "_second")
 
-    def __init__(self) -> None:
+    def __init__(self, phase: float) -> None:
+        self._phase = phase
         self._due: dict[int, int] = {}
         self._count = 0
         self._second = 0
@@ -123,7 +125,10 @@ class Returns:
         return delays[place] if place < stop else None
 
     def _has_room(self, second: int, rate: float) -> bool:
-        return self._due.get(second, 0) < _room(second, rate)
+        # So many are a whole number, and `rate` on average: the broken rest goes to the seconds that the golden
+        # ratio picks, which lie evenly for any share of them.
+        room = int(rate) + ((second * _GOLDEN + self._phase) % 1.0 < rate % 1.0)
+        return self._due.get(second, 0) < room
 
     def _forget(self, now: float) -> None:
         if int(now) != self._second:
@@ -131,14 +136,6 @@ class Returns:
             self._due = {at: due for at, due in self._due.items() if at >= self._second}
             self._count = sum(self._due.values())
             self._full.clear()
-
-
-def _room(second: int, rate: float) -> int:
-    """Return how many may come back in a second, a whole number, so that it is `rate` on average.
-
-    The broken rest goes to the seconds that the golden ratio picks, which lie evenly for any share of them.
-    """
-    return int(rate) + (second * _GOLDEN % 1.0 < rate % 1.0)
 
 
 class ReturnLines:
