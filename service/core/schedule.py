@@ -36,6 +36,8 @@ _DELAYS: Final = {
 """Those that take few hops, and all."""
 _A_MOMENT: Final = 0.01
 """Off a whole number of seconds: the ladder rounds up, and a float's error must not make it one more."""
+_AT_ONCE: Final = 25.0
+"""So many come back at one moment: some 10 ms of work."""
 _GOLDEN: Final = (5**0.5 - 1) / 2
 
 
@@ -76,13 +78,13 @@ class Returns:
     seconds a rate of less than one a second leaves out: it must differ from line to line.
     """
 
-    __slots__ = ("_count", "_due", "_full", "_phase", "_second")
+    __slots__ = ("_count", "_due", "_full", "_phase", "_second", "_tenth")
 
     def __init__(self, phase: float) -> None:
         self._phase = phase
         self._due: dict[int, int] = {}
         self._count = 0
-        self._second = 0
+        self._second = self._tenth = 0
         self._full: dict[bool, range] = {}
 
     def join(self, now: float, rate: float, soonest: float) -> float:
@@ -112,7 +114,7 @@ class Returns:
         return not self._due
 
     def _free(self, soonest: float, latest: float, rate: float, *, few_hops: bool) -> int | None:
-        """Return the first delay that leads to a second with room; what is full is looked at once a second."""
+        """Return the first delay that leads to a second with room; what is full is looked at once in a tenth."""
         delays = _DELAYS[few_hops]
         full = self._full.get(few_hops, range(0))
         begin = place = bisect_left(delays, soonest)
@@ -125,17 +127,23 @@ class Returns:
         return delays[place] if place < stop else None
 
     def _has_room(self, second: int, rate: float) -> bool:
+        # What is put off in one part of a second comes back in the same part of another: each part has its share.
+        rate = min(rate, max(_AT_ONCE, rate * (self._tenth + 1) / 10))
         # So many are a whole number, and `rate` on average: the broken rest goes to the seconds that the golden
         # ratio picks, which lie evenly for any share of them.
         room = int(rate) + ((second * _GOLDEN + self._phase) % 1.0 < rate % 1.0)
         return self._due.get(second, 0) < room
 
     def _forget(self, now: float) -> None:
+        tenth = int(now % 1.0 * 10.0)
         if int(now) != self._second:
             self._second = int(now)
             self._due = {at: due for at, due in self._due.items() if at >= self._second}
             self._count = sum(self._due.values())
             self._full.clear()
+        elif tenth != self._tenth:
+            self._full.clear()
+        self._tenth = tenth
 
 
 class ReturnLines:
