@@ -14,7 +14,7 @@ SLOT_MAX = 600.0
 EJECTED_BASE = 20.0
 EJECTED_MAX = 900.0
 RETURN_RATE = 250.0
-"""Deliveries a second that come back for one subscription while its targets are out of the rotation.
+"""Deliveries a second that come back for one subscription while its targets are out of the rotation; at most 254.
 
 Each of these trips costs the broker about as much as two events; what comes back all at once is in the way of
 everybody.
@@ -29,13 +29,9 @@ Two would leave gaps of half a minute in which nothing of a small backlog is the
 RETRY_AFTER_MAX = 86400.0
 
 _ALL_DELAYS: Final = sorted({ladder.seconds_for(one) for one in range(1, int(2 * EJECTED_MAX) - 7)})
-_DELAYS: Final = {
-    True: [one for one in _ALL_DELAYS if one.bit_count() <= FEW_HOPS],
-    False: _ALL_DELAYS,
-}
-"""Those that take few hops, and all."""
-_A_MOMENT: Final = 0.01
-"""Off a whole number of seconds: the ladder rounds up, and a float's error must not make it one more."""
+_FEW_HOP_DELAYS: Final = [one for one in _ALL_DELAYS if one.bit_count() <= FEW_HOPS]
+_RING: Final = 2048
+"""More seconds than the longest of these delays has."""
 _AT_ONCE: Final = 25.0
 """So many come back at one moment: some 10 ms of work."""
 _GOLDEN: Final = (5**0.5 - 1) / 2
@@ -76,74 +72,74 @@ class Returns:
     however fast they were put off.  Preferred are the delays that take few hops of the ladder.  Which
     seconds these lead to differs from second to second, so that hardly any stays unused.  `phase` (0..1) is which
     seconds a rate of less than one a second leaves out: it must differ from line to line.
+
+    It takes 2 KiB while any are to come, however many.
     """
 
-    __slots__ = ("_count", "_due", "_full", "_phase", "_second", "_tenth")
+    __slots__ = ("_count", "_due", "_last", "_late", "_phase", "_second")
 
     def __init__(self, phase: float) -> None:
         self._phase = phase
-        self._due: dict[int, int] = {}
+        self._due = bytearray()  # how many come back in each second to come, in a ring
         self._count = 0
-        self._second = self._tenth = 0
-        self._full: dict[bool, range] = {}
+        self._second = 0
+        self._last = 0
+        self._late = 0
 
     def join(self, now: float, rate: float, soonest: float) -> float:
         """Return the seconds until one more delivery comes back, `soonest` or later; `rate` of them a second.
 
-        A line too long for half an hour is spread over the second half of that.
+        What a line of half an hour leaves no room for is spread over the second half of that.
         """
-        self._forget(now)
-        line = self._count / rate
-        delay = None
-        if line < 2 * EJECTED_MAX:
-            delay = self._free(soonest, 2.0 * (soonest + line), rate, few_hops=True)
-            delay = delay or self._free(soonest, 2.0 * EJECTED_MAX, rate, few_hops=False)
+        self._move_to(int(now))
+        # What is put off in one part of a second comes back in the same part of another: each has its share.
+        share = min(rate, max(_AT_ONCE, rate * (now % 1.0)))
+        as_late = 2.0 * (soonest + self._count / rate)
+        delay = self._first_with_room(_FEW_HOP_DELAYS, soonest, as_late, share)
         if delay is None:
-            late = [one for one in _DELAYS[True] if one >= max(soonest, EJECTED_MAX)]
-            if not late:
+            delay = self._first_with_room(_ALL_DELAYS, soonest, _ALL_DELAYS[-1], share)
+        if delay is not None:
+            self._due[(self._second + delay) % _RING] += 1
+            self._count += 1
+        else:
+            first = bisect_left(_FEW_HOP_DELAYS, max(soonest, EJECTED_MAX))
+            if first == len(_FEW_HOP_DELAYS):
                 return soonest
-            delay = min(late, key=lambda one: self._due.get(self._second + one, 0))
-        second = self._second + delay
-        self._due[second] = self._due.get(second, 0) + 1
-        self._count += 1
-        return delay - _A_MOMENT
+            self._late += 1
+            delay = _FEW_HOP_DELAYS[first + self._late % (len(_FEW_HOP_DELAYS) - first)]
+        self._last = max(self._last, self._second + delay)
+        return delay
 
     def is_empty(self, now: float) -> bool:
-        """Tell whether all are back."""
-        self._forget(now)
-        return not self._due
+        """Tell whether all are back; if so, what counted them is let go."""
+        if self._last >= now:
+            return False
+        self._due, self._count = bytearray(), 0
+        return True
 
-    def _free(self, soonest: float, latest: float, rate: float, *, few_hops: bool) -> int | None:
-        """Return the first delay that leads to a second with room; what is full is looked at once in a tenth."""
-        delays = _DELAYS[few_hops]
-        full = self._full.get(few_hops, range(0))
-        begin = place = bisect_left(delays, soonest)
-        if begin in full:
-            begin, place = full.start, full.stop
-        stop = bisect_right(delays, latest)
-        while place < stop and not self._has_room(self._second + delays[place], rate):
-            place += 1
-        self._full[few_hops] = max(full, range(begin, place), key=len)
-        return delays[place] if place < stop else None
-
-    def _has_room(self, second: int, rate: float) -> bool:
-        # What is put off in one part of a second comes back in the same part of another: each part has its share.
-        rate = min(rate, max(_AT_ONCE, rate * (self._tenth + 1) / 10))
+    def _first_with_room(
+        self, delays: list[int], soonest: float, latest: float, rate: float
+    ) -> int | None:
+        """Return the first of these delays that leads to a second with room."""
+        due, now, phase = self._due, self._second, self._phase
         # So many are a whole number, and `rate` on average: the broken rest goes to the seconds that the golden
         # ratio picks, which lie evenly for any share of them.
-        room = int(rate) + ((second * _GOLDEN + self._phase) % 1.0 < rate % 1.0)
-        return self._due.get(second, 0) < room
+        room, rest = int(rate), rate % 1.0
+        for delay in delays[bisect_left(delays, soonest) : bisect_right(delays, latest)]:
+            taken = due[(now + delay) % _RING]
+            if taken < room or (taken == room and ((now + delay) * _GOLDEN + phase) % 1.0 < rest):
+                return delay
+        return None
 
-    def _forget(self, now: float) -> None:
-        tenth = int(now % 1.0 * 10.0)
-        if int(now) != self._second:
-            self._second = int(now)
-            self._due = {at: due for at, due in self._due.items() if at >= self._second}
-            self._count = sum(self._due.values())
-            self._full.clear()
-        elif tenth != self._tenth:
-            self._full.clear()
-        self._tenth = tenth
+    def _move_to(self, second: int) -> None:
+        """Forget those that are back."""
+        if not self._due or second - self._second >= _RING:
+            self._due, self._count = bytearray(_RING), 0
+        else:
+            for past in range(self._second, second):
+                self._count -= self._due[past % _RING]
+                self._due[past % _RING] = 0
+        self._second = second
 
 
 class ReturnLines:
