@@ -2,8 +2,7 @@
 
 One node with its own epmd, on loopback ports of its own, with everything it writes in one folder.
 Law: no process and no temporary folder outlives the program that started the node, however that
-program ends.  A watchdog keeps it: a shell that waits at the far end of a pipe.  The kernel closes
-the pipe when the program ends, also by SIGKILL, and the watchdog then kills the node's processes.
+program ends; a watchdog keeps it.
 
 All calls here block; a program with an event loop calls them in a thread.
 """
@@ -24,6 +23,7 @@ from typing import Final, Self
 
 from service.errors import BrokerError
 from service.ports import free_ports, is_free
+from service.watchdog import Watchdog
 
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 """The server's own script: the wrapper in `/usr/sbin` insists on the system's user and folders."""
@@ -48,14 +48,6 @@ disk_free_limit.absolute = 1MB
 
 _IN_ROOT = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
 """Erlang needs `/proc`; in a mount namespace of its own it is gone as soon as the process is."""
-
-_WATCHDOG = """\
-trap '' HUP INT TERM
-group=
-while read -r line; do group=$line; done
-[ -z "$group" ] || kill -s KILL -- "-$group" 2>/dev/null
-[ -z "$1" ] || rm -rf -- "$1" 2>/dev/null || { sleep 1; rm -rf -- "$1"; }
-"""
 
 
 class PrivateBrokerError(BrokerError):
@@ -94,7 +86,7 @@ class PrivateBroker:
             self._ports[0] = port
         self._epmd: subprocess.Popen[bytes] | None = None
         self._node: subprocess.Popen[bytes] | None = None
-        self._watchdog: subprocess.Popen[bytes] | None = None
+        self._watchdog = Watchdog()
 
     @property
     def port(self) -> int:
@@ -129,6 +121,7 @@ class PrivateBroker:
         self._end_processes()
         deadline = time.monotonic() + timeout
         self._require_installed()
+        self._watchdog.start()
         self._prepare_folder()
         try:
             self._start_processes(deadline)
@@ -170,13 +163,9 @@ class PrivateBroker:
     def close(self) -> None:
         """Stop, and remove the temporary folder; the object is of no use afterwards."""
         self.stop()
-        if self._watchdog is not None:
-            assert self._watchdog.stdin is not None  # noqa: S101 - it was opened as a pipe
-            self._watchdog.stdin.close()
-            self._watchdog.wait(_KILL_TIMEOUT)
-            self._watchdog = None
         if self._folder is not None and self._given_folder is None:
             shutil.rmtree(self._folder, ignore_errors=True)
+        self._watchdog.close()
 
     def ctl(self, *args: str, timeout: float = 60) -> str:
         """Run `rabbitmqctl` with these arguments on this node and return what it printed.
@@ -241,6 +230,7 @@ class PrivateBroker:
             if self._given_folder is None:
                 parent = None if self._root == _ROOT else self._root / "tmp"
                 self._folder = Path(tempfile.mkdtemp(prefix="rabbitmq-", dir=parent)).resolve()
+                self._watchdog.remove(self._folder)
             else:
                 self._folder = self._given_folder.resolve()
                 self._folder.mkdir(parents=True, exist_ok=True)
@@ -293,24 +283,12 @@ class PrivateBroker:
         return ["unshare", "--mount", "sh", "-c", _IN_ROOT, str(self._root), *command]
 
     def _start_processes(self, deadline: float) -> None:
-        self._start_watchdog()
         # Both in one process group, which epmd, the first of them, leads; the watchdog learns of
         # the group before the node, slow to end and large, joins it.
         self._epmd = self._spawn("epmd", group=0)
-        self._tell_watchdog(str(self._epmd.pid))
+        self._watchdog.watch(self._epmd.pid)
         self._await(deadline, lambda: _listens(self._ports[2]))
         self._node = self._spawn(str(self._server), group=self._epmd.pid)
-
-    def _start_watchdog(self) -> None:
-        if self._watchdog is None:
-            self._watchdog = subprocess.Popen(  # noqa: S603 - constant words and our own folder
-                ["/bin/sh", "-c", _WATCHDOG, "sh", "" if self._given_folder else self.folder],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                # Not in our process group: a signal for all of it must leave the watchdog alive.
-                start_new_session=True,
-            )
 
     def _spawn(self, program: str, *, group: int) -> subprocess.Popen[bytes]:
         with self._output.open("ab") as output:
@@ -329,14 +307,6 @@ class PrivateBroker:
                     f"{program} cannot be run ({error.strerror}): reinstall RabbitMQ with"
                     " `apt-get install --reinstall rabbitmq-server erlang-base`."
                 ) from error
-
-    def _tell_watchdog(self, group: str) -> None:
-        assert self._watchdog is not None  # noqa: S101 - it is started before any process
-        assert self._watchdog.stdin is not None  # noqa: S101 - it was opened as a pipe
-        # A watchdog that somebody killed costs only the guard against our own sudden end.
-        with contextlib.suppress(BrokenPipeError):
-            self._watchdog.stdin.write(f"{group}\n".encode())
-            self._watchdog.stdin.flush()
 
     def _await(self, deadline: float, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -366,15 +336,15 @@ class PrivateBroker:
 
     def _end_processes(self) -> None:
         leader = self._epmd or self._node
-        if leader is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(leader.pid, signal.SIGKILL)
+        if leader is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(leader.pid, signal.SIGKILL)
         for process in (self._node, self._epmd):
             if process is not None:
                 process.wait(_KILL_TIMEOUT)
         self._node = self._epmd = None
-        if self._watchdog is not None:
-            self._tell_watchdog("")
+        self._watchdog.forget(leader.pid)
 
 
 def serve_forever(folder: Path | None = None, *, port: int | None = None) -> None:

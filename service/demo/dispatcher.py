@@ -1,7 +1,7 @@
 """`webhook-dispatcher run` as a child process, its log lines taken as they come.
 
-It is in a process group of its own, so that Ctrl-C reaches the demo alone, which then ends it in order.
-A watchdog, a shell that waits at the far end of a pipe, ends it where the demo itself is killed.
+It is in a process group of its own, so that Ctrl-C reaches the demo alone, which then ends it in order; where
+the demo itself is killed, a watchdog ends it.
 """
 
 import asyncio
@@ -15,18 +15,13 @@ from typing import Any, Final
 import orjson
 
 from service.demo.place import CODE, DemoFailed, Place
+from service.watchdog import Watchdog
 
 START_TIMEOUT: Final = 30.0
 STEP_TIMEOUT: Final = 15.0
 END_TIMEOUT: Final = 30.0
 _POLL: Final = 0.01
 _LINE_LIMIT: Final = 1 << 20
-_WATCHDOG: Final = """\
-trap '' HUP INT TERM
-pid=
-while read -r line; do pid=$line; done
-[ -z "$pid" ] || { kill -s KILL "$pid" 2>/dev/null; rm -rf -- "$1"; }
-"""
 
 Line = dict[str, Any]
 
@@ -142,9 +137,10 @@ async def running(
 ) -> AsyncIterator[Dispatcher]:
     """Give a dispatcher that consumes, and make sure that it is gone afterwards."""
     dispatcher = Dispatcher(place, environ, on_line)
-    async with _watchdog(str(place.folder)) as tell:
+    with Watchdog() as watchdog:
+        watchdog.remove(place.folder)
         await dispatcher.launch()
-        tell(dispatcher.pid)
+        watchdog.watch(dispatcher.pid)
         try:
             await dispatcher.until(
                 lambda: dispatcher.of("broker.connected"), "the dispatcher's start", START_TIMEOUT
@@ -156,27 +152,4 @@ async def running(
             ) from None
         finally:
             await dispatcher.end()
-            tell(None)
-
-
-@asynccontextmanager
-async def _watchdog(folder: str) -> AsyncIterator[Callable[[int | None], None]]:
-    """Give a function that says which process is to be killed, should this one end suddenly."""
-    process = await asyncio.create_subprocess_exec(
-        *("/bin/sh", "-c", _WATCHDOG, "sh", folder),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    pipe = process.stdin
-    assert pipe is not None  # noqa: S101 - it was opened as a pipe
-
-    def tell(pid: int | None) -> None:
-        pipe.write(b"\n" if pid is None else b"%d\n" % pid)
-
-    try:
-        yield tell
-    finally:
-        pipe.close()
-        await process.wait()
+            watchdog.forget(dispatcher.pid)

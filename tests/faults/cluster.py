@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from service.rabbitmq import PrivateBroker, PrivateBrokerError, _listens
-from tests.faults.guard import Guard
+from service.watchdog import Watchdog
 from tests.faults.node import FaultyNode
 
 NAMES: Final = ("a", "b", "c")
@@ -37,6 +37,7 @@ class Member(FaultyNode):
 
     def run_epmd(self) -> "subprocess.Popen[bytes]":
         """Start the epmd of all members, in a process group of its own."""
+        self._watchdog.start()
         self._prepare_folder()
         return self._spawn("epmd", group=0)
 
@@ -48,9 +49,8 @@ class Member(FaultyNode):
         cookie.chmod(0o400)
 
     def _start_processes(self, deadline: float) -> None:
-        self._start_watchdog()
         self._node = self._spawn(str(self._server), group=0)
-        self._tell_watchdog(str(self._node.pid))
+        self._watchdog.watch(self._node.pid)
 
 
 class Cluster:
@@ -63,7 +63,7 @@ class Cluster:
         first._ports[2] = self._epmd_port
         rest = [Member(name, self._epmd_port, cookie, root) for name in NAMES[1:]]
         self.members = [first, *rest]
-        self._guard = Guard()
+        self._watchdog = Watchdog()
         self._epmd: subprocess.Popen[bytes] | None = None
 
     @property
@@ -88,7 +88,7 @@ class Cluster:
         return next(member for member in self.members if member.runs)
 
     def __enter__(self) -> Self:
-        self._guard.__enter__()
+        self._watchdog.start()
         try:
             self._form()
         except BaseException:
@@ -102,7 +102,7 @@ class Cluster:
         if self._epmd is not None:
             self._epmd.kill()
             self._epmd.wait()
-        self._guard.__exit__()
+        self._watchdog.close()
 
     def start(self, timeout: float = START_TIMEOUT) -> None:
         """Start every member that is down."""
@@ -154,7 +154,7 @@ class Cluster:
     def _form(self) -> None:
         first, *others = self.members
         self._epmd = first.run_epmd()
-        self._guard.watch(self._epmd.pid)
+        self._watchdog.watch(self._epmd.pid)
         self._await(lambda: _listens(self._epmd_port), "epmd listens")
         for member in self.members:
             member.start(START_TIMEOUT)

@@ -12,8 +12,8 @@ import jsonschema_rs
 import orjson
 
 from service.ports import free_port
+from service.watchdog import Watchdog
 from tests.dispatcher import ROOT, Dispatcher
-from tests.faults.guard import Guard
 
 _SCHEMAS: Final = {
     path.stem: jsonschema_rs.validator_for(orjson.loads(path.read_bytes()), validate_formats=True)
@@ -31,12 +31,12 @@ _NOBODY_THERE: Final = ("Errno 111", "Connect call failed", "refused")
 class Replica(Dispatcher):
     """A dispatcher of a scenario.  Its lines are checked like in every test; the many are only counted."""
 
-    def __init__(self, environ: dict[str, str], folder: Path, guard: Guard) -> None:
+    def __init__(self, environ: dict[str, str], folder: Path, watchdog: Watchdog) -> None:
         super().__init__(environ, folder)
         self.counts: Counter[str] = Counter()
         self.problems: list[str] = []
         self.lost_sessions = 0
-        self._guard = guard
+        self._watchdog = watchdog
 
     async def launch(self) -> None:
         port = free_port()
@@ -50,7 +50,7 @@ class Replica(Dispatcher):
             start_new_session=True,
             limit=2**22,
         )
-        self._guard.watch(self.pid)
+        self._watchdog.watch(self.pid)
         self._readers = [
             asyncio.create_task(self._read_stdout()),
             asyncio.create_task(self._read_stderr()),
@@ -72,7 +72,7 @@ class Replica(Dispatcher):
 
     async def ended(self, seconds: float = 60) -> int:
         status = await super().ended(seconds)
-        self._guard.forget(self.pid)
+        self._watchdog.forget(self.pid)
         if "Traceback" in self.stderr:
             self.problems.append(f"stderr: {self.stderr[-2000:]}")
         return status

@@ -280,7 +280,7 @@ async def soak(minutes: float, rate: float, seed: int) -> Findings:
             witness = Replica(
                 it.station.environ | {"DISPATCHER_AMQP_URL": f"{node.url}?heartbeat={HEARTBEAT}"},
                 it.station.folder,
-                it.guard,
+                it.watchdog,
             )
             try:
                 await witness.launch()

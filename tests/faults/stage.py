@@ -17,8 +17,8 @@ import orjson
 
 from service.broker.connection import TROUBLE
 from service.rabbitmq import PrivateBrokerError
+from service.watchdog import Watchdog
 from tests.dispatcher import Station, write_subscriptions
-from tests.faults.guard import Guard
 from tests.faults.ledger import Ledger
 from tests.faults.load import Producer, Receivers, subscriptions
 from tests.faults.proxy import Proxy
@@ -75,7 +75,7 @@ class Stage:
     producer: Producer
     chance: random.Random
     remains: Remains
-    guard: Guard
+    watchdog: Watchdog
     replicas: list[Replica] = field(default_factory=list)
     deaths: int = 0
     node_deaths: int = 0
@@ -96,7 +96,7 @@ class Stage:
     async def replica(self, *, wait: bool = True, **environ: str) -> Replica:
         """Start a dispatcher, and wait until it is ready."""
         told = {f"DISPATCHER_{name}": value for name, value in environ.items()}
-        replica = Replica(self.station.environ | told, self.station.folder, self.guard)
+        replica = Replica(self.station.environ | told, self.station.folder, self.watchdog)
         await replica.launch()
         self.replicas.append(replica)
         if wait:
@@ -201,7 +201,8 @@ async def stage(
     ledger = Ledger()
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-")))
-        guard = stack.enter_context(Guard())
+        watchdog = stack.enter_context(Watchdog())
+        watchdog.remove(folder)
         proxy = await stack.enter_async_context(Proxy(broker.port))
         receivers = Receivers(ledger, chance)
         await receivers.enter(stack)
@@ -229,7 +230,7 @@ async def stage(
             producer=producer,
             chance=chance,
             remains=Remains(station.prefix),
-            guard=guard,
+            watchdog=watchdog,
         )
         write_subscriptions(folder, *it.subscriptions())
         try:
