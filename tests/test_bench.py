@@ -1,15 +1,18 @@
 """The bench runs end to end and has every figure; what the figures are is not a test's business."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
 
-from tests.bench import isolation
+from tests.bench import hardship, isolation
 from tests.bench.measure import measure
 from tests.bench.plan import Plan
+from tests.bench.processes import waited_seconds
 
 _TINY = Plan(
     deliveries=200,
@@ -77,7 +80,7 @@ async def test_every_figure_is_measured_and_shown(amqp_url):
 async def test_a_way_that_cannot_be_measured_is_told_and_the_rest_is_kept(amqp_url, monkeypatch):
     monkeypatch.setattr(isolation, "_BUILD_TIMEOUT", 10.0)
     monkeypatch.setattr(isolation, "_CAUGHT_UP", 0.0)
-    plan = replace(_TINY, ways=(isolation.BACKLOG, "slow"), backlog=100)
+    plan = replace(_TINY, ways=(hardship.BACKLOG, "slow"), backlog=100)
     report = await measure(amqp_url, plan, lambda _: None, figures=False)
     assert report.isolation is not None
     assert [row.way for row in report.isolation.rows] == ["slow"]
@@ -115,8 +118,27 @@ async def test_isolation_is_measured_and_shown(amqp_url):
     [row], [end] = report.isolation.rows, report.isolation.ends
     assert (row.way, row.sick, end.way, end.doubled) == ("slow", 1, "slow", 0)
     assert row.samples > 0
+    assert 0 < row.before_waited < 1
+    assert 0 < row.waited < 1
     assert end.most_publishes <= 3
     assert end.full_weight is not None
     assert end.full_weight <= 60
     assert "answer after 5 s" in report.text()
     assert json.loads(report.json())["isolation"]["rows"][0]["way"] == "slow"
+
+
+def test_a_process_that_shares_a_core_waits_for_it():
+    core = min(os.sched_getaffinity(0))
+    busy = f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    programs = [subprocess.Popen([sys.executable, "-c", busy]) for _ in range(2)]
+    try:
+        deadline = time.monotonic() + 30
+        while min(waited_seconds(one.pid) for one in programs) < 0.1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        for one in programs:
+            one.kill()
+            one.wait()
+    with pytest.raises(FileNotFoundError):
+        waited_seconds(programs[0].pid)

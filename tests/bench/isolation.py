@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
@@ -24,6 +24,17 @@ import aiohttp
 import orjson
 
 from tests.bench.events import EVENT_TYPE, Feed
+from tests.bench.hardship import (
+    BACKLOG,
+    LOAD,
+    NOBODY,
+    SUBSCRIBERS,
+    TITLES,
+    Aftermath,
+    Hardship,
+    Isolation,
+    row,
+)
 from tests.bench.plan import Plan
 from tests.bench.processes import (
     MeasuringError,
@@ -31,27 +42,12 @@ from tests.bench.processes import (
     module_environ,
     resident_bytes,
     started,
+    waited_seconds,
 )
 from tests.bench.receiver import Receiver
 from tests.bench.station import Station, station, subscription
 
-SUBSCRIBERS: Final = 10
-LOAD: Final = 0.5
 FIRST_SECONDS: Final = 3.0
-NOBODY: Final = "nobody"
-"""Nobody falls sick: what the figures waver by on this machine."""
-BACKLOG: Final = "backlog"
-"""So many deliveries were put off while the sick ones refused; now these take everything."""
-
-_TITLES: Final = {
-    NOBODY: "none of them",
-    "hang": "hang for 30 s",
-    "refuse": "refuse connections",
-    "fail": "answer 500",
-    "slow": "answer after 5 s",
-    "throttle": "throttle to 5/s",
-    BACKLOG: "have a backlog",
-}
 _WARM_UP: Final = 1.0
 _TICK: Final = 0.002
 _MOST_UNCONFIRMED: Final = 2_000
@@ -71,6 +67,18 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """Some seconds of load: what arrived (subscriber, time of publishing, time of arrival).
+
+    `waited` is for how many of the seconds the dispatcher had work but no core to do it on.
+    """
+
+    arrivals: Sequence[tuple[int, float, float]]
+    seconds: float
+    waited: float
+
+
+@dataclass(frozen=True, slots=True)
 class Phase:
     """What those that stay well got in some seconds: arrivals a second each, and delays in milliseconds.
 
@@ -82,72 +90,6 @@ class Phase:
     rate: float
     p99: float
     calm_p99: float
-
-
-@dataclass(frozen=True, slots=True)
-class Hardship:
-    """So many are sick in one way.
-
-    `throughput`, `p99` and `calm_p99` are those of the well ones as a share of before; `first_…` the same
-    for the first seconds.  `taken` is what the sick ones took a second, all together.
-    """
-
-    way: str
-    sick: int
-    load: float
-    samples: int
-    before_p99_ms: float
-    throughput: float
-    p99: float
-    calm_p99: float
-    first_throughput: float
-    first_p99: float
-    taken: float
-
-
-@dataclass(frozen=True, slots=True)
-class Aftermath:
-    """The end of one way: memory in MiB, what was put off and how often, and how long recovery took.
-
-    `publishes` and `most_publishes` are those of a delivery that was put off, in the minute from the first
-    of them on; `full_weight` in seconds, None where it did not come in two minutes.
-    """
-
-    way: str
-    memory_before: float
-    memory_after: float
-    put_off: int
-    publishes: float
-    most_publishes: int
-    doubled: int
-    full_weight: float | None
-
-
-@dataclass(slots=True)
-class Isolation:
-    """All of it; `load` in events a second, `capacity` 0 where it was not measured."""
-
-    load: float
-    capacity: float = 0.0
-    rows: list[Hardship] = field(default_factory=list)
-    ends: list[Aftermath] = field(default_factory=list)
-    missed: list[str] = field(default_factory=list)
-    """What could not be measured, and why."""
-
-    @property
-    def title(self) -> str:
-        """Return what the tables are about, and what they lack."""
-        about = (
-            f"Isolation: {SUBSCRIBERS} subscriptions, one target each, an event has one subscriber;"
-            f" load {self.load:,.0f} events a second"
-        )
-        if self.capacity:
-            about += f", {LOAD:.0%} of what it can do"
-        return "; ".join((about, *self.missed))
-
-    def json(self) -> dict[str, Any]:
-        """Return it for programs."""
-        return asdict(self)
 
 
 class Ward(Receiver):
@@ -230,7 +172,7 @@ async def measure_isolation(url: str, feed: Feed, plan: Plan, tell: Tell) -> Iso
             try:
                 await course.run()
             except MeasuringError as error:
-                found.missed.append(f"not all of those that {_TITLES[way]}: {error}")
+                found.missed.append(f"not all of those that {TITLES[way]}: {error}")
             else:
                 found.ends.append(await course.end())
             found.rows += course.rows
@@ -284,14 +226,14 @@ class _Course:
         """Measure."""
         async with self._load.running():
             await asyncio.sleep(_WARM_UP)
-            before, _ = await self._during(self._plan.well)
+            before = await self._during(self._plan.well)
             self._memory = self._resident()
             for sick in self._plan.sick:
-                self._tell(f"isolation: {sick} {_TITLES[self._way]}")
+                self._tell(f"isolation: {sick} {TITLES[self._way]}")
                 await self._fall(sick)
-                first, _ = await self._during(FIRST_SECONDS)
-                rest, seconds = await self._during(self._plan.ill)
-                self._note(sick, before, first, rest, seconds)
+                first = await self._during(FIRST_SECONDS)
+                then = await self._during(self._plan.ill)
+                self._note(sick, before, first, then)
             await self._ward.fall("well", 0)
             self._full_weight = await self._recovered()
 
@@ -318,53 +260,49 @@ class _Course:
         await self._ward.fall("refuse", sick)
         await self._load.burst(sick, self._plan.backlog)
         deadline = time.monotonic() + _BUILD_TIMEOUT
-        while not self._keeps_up((await self._during(1.0))[0], range(sick, SUBSCRIBERS)):
+        while not self._keeps_up(await self._during(1.0), range(sick, SUBSCRIBERS)):
             if time.monotonic() > deadline:
                 raise MeasuringError("those that are well still do not get everything at once")
         await self._ward.fall("well", 0)
 
-    def _keeps_up(self, second: Sequence[tuple[int, float, float]], subscribers: range) -> bool:
+    def _keeps_up(self, second: Window, subscribers: range) -> bool:
         """Tell by a second's arrivals whether the load goes through again, all of it and at once."""
-        delays = [at - sent for number, sent, at in second if number in subscribers]
+        delays = [at - sent for number, sent, at in second.arrivals if number in subscribers]
         expected = self._rate * len(subscribers) / SUBSCRIBERS
         return len(delays) > expected / 2 and max(delays) < _CAUGHT_UP
 
-    async def _during(self, seconds: float) -> tuple[list[tuple[int, float, float]], float]:
-        """Let the load go on for so long; returns what arrived, and how long it was."""
+    async def _during(self, seconds: float) -> Window:
+        """Let the load go on for so long."""
         loop = asyncio.get_running_loop()
+        dispatcher = self._station.dispatcher.process.pid
         await self._ward.arrivals()
-        start = loop.time()
+        start, waited = loop.time(), waited_seconds(dispatcher)
         await asyncio.sleep(seconds)
-        return await self._ward.arrivals(), loop.time() - start
+        return Window(
+            await self._ward.arrivals(), loop.time() - start, waited_seconds(dispatcher) - waited
+        )
 
-    def _note(
-        self,
-        sick: int,
-        before: Sequence[tuple[int, float, float]],
-        first: Sequence[tuple[int, float, float]],
-        rest: Sequence[tuple[int, float, float]],
-        seconds: float,
-    ) -> None:
+    def _note(self, sick: int, before: Window, first: Window, then: Window) -> None:
         well = range(sick, SUBSCRIBERS)
-        was = _phase(before, well, self._plan.well)
-        at_first = _phase(first, well, FIRST_SECONDS)
-        then = _phase(rest, well, seconds)
+        was, at_first, now = (_phase(window, well) for window in (before, first, then))
         self.rows.append(
             Hardship(
                 way=self._way,
                 sick=sick,
                 load=self._rate,
-                samples=then.samples,
+                samples=now.samples,
                 before_p99_ms=was.p99,
-                throughput=then.rate / was.rate,
-                p99=then.p99 / was.p99,
-                calm_p99=then.calm_p99 / was.calm_p99,
+                before_waited=before.waited / before.seconds,
+                throughput=now.rate / was.rate,
+                p99=now.p99 / was.p99,
+                calm_p99=now.calm_p99 / was.calm_p99,
                 first_throughput=at_first.rate / was.rate,
                 first_p99=at_first.p99 / was.p99,
-                taken=sum(number < sick for number, _, _ in rest) / seconds,
+                taken=sum(number < sick for number, _, _ in then.arrivals) / then.seconds,
+                waited=then.waited / then.seconds,
             )
         )
-        self._tell("  ".join(_row(self.rows[-1])))
+        self._tell("  ".join(row(self.rows[-1])))
 
     async def _recovered(self) -> float | None:
         """Return after how many seconds every target has its full weight."""
@@ -392,11 +330,9 @@ def _has_full_weight(target: dict[str, Any]) -> bool:
     return target["health"] == "healthy" and bool(target["effective_weight"] == target["weight"])
 
 
-def _phase(
-    arrivals: Sequence[tuple[int, float, float]], subscribers: range, seconds: float
-) -> Phase:
+def _phase(window: Window, subscribers: range) -> Phase:
     by_second: defaultdict[int, list[float]] = defaultdict(list)
-    for number, sent, at in arrivals:
+    for number, sent, at in window.arrivals:
         if number in subscribers:
             by_second[int(at)].append(1000 * (at - sent))
     delays = [delay for second in by_second.values() for delay in second]
@@ -404,7 +340,7 @@ def _phase(
         raise MeasuringError("too little arrived at those that are well")
     return Phase(
         samples=len(delays),
-        rate=len(delays) / seconds / len(subscribers),
+        rate=len(delays) / window.seconds / len(subscribers),
         p99=_p99(delays),
         calm_p99=statistics.median(_p99(one) for one in by_second.values() if len(one) >= _FEWEST),
     )
@@ -429,49 +365,3 @@ def _publishes(lines: Sequence[bytes]) -> list[int]:
     return [
         sum(at < min(times[which]) + _MINUTE for at in times[which]) for which in sorted(deferred)
     ]
-
-
-_HEADINGS: Final = (
-    *("sick", "", "healthy: samples", "p99 before", "throughput", "p99"),
-    *("median second's", "first 3 s: throughput", "p99", "sick take"),
-)
-_END_HEADINGS: Final = (
-    *("sick", "memory before", "after", "put off", "publishes each", "at most", "doubled"),
-    "full weight after",
-)
-
-
-def tables(found: Isolation) -> list[list[Sequence[str]]]:
-    """Return the two tables, headings first."""
-    return [
-        [_HEADINGS, *(_row(one) for one in found.rows)],
-        [_END_HEADINGS, *(_end(one) for one in found.ends)],
-    ]
-
-
-def _row(one: Hardship) -> Sequence[str]:
-    return (
-        _TITLES[one.way],
-        str(one.sick),
-        f"{one.samples:,}",
-        f"{one.before_p99_ms:.1f} ms",
-        f"{one.throughput:.1%}",
-        f"{one.p99:.2f} x",
-        f"{one.calm_p99:.2f} x",
-        f"{one.first_throughput:.1%}",
-        f"{one.first_p99:.2f} x",
-        f"{one.taken:.1f}/s",
-    )
-
-
-def _end(one: Aftermath) -> Sequence[str]:
-    return (
-        _TITLES[one.way],
-        f"{one.memory_before:.0f} MiB",
-        f"{one.memory_after:.0f} MiB",
-        f"{one.put_off:,}",
-        f"{one.publishes:.2f}",
-        str(one.most_publishes),
-        str(one.doubled),
-        "not in 2 min" if one.full_weight is None else f"{one.full_weight:.0f} s",
-    )

@@ -59,6 +59,15 @@ def cpu_seconds(pid: int) -> float:
     return time.clock_gettime((~pid << 3) | 2)
 
 
+def waited_seconds(pid: int) -> float:
+    """Return for how long the threads of a process could have run, but others had the cores.
+
+    The second figure of `schedstat` (Linux, Documentation/scheduler/sched-stats.rst).
+    """
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[1]) for task in tasks) / 1e9
+
+
 def resident_bytes(pid: int) -> int:
     """Return the memory that a process has in RAM."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])

@@ -12,7 +12,7 @@ from typing import Final
 
 import orjson
 
-from tests.bench.isolation import Isolation, tables
+from tests.bench.hardship import Isolation, tables
 
 _LIBRARIES: Final = ("aio-pika", "aiormq", "aiohttp", "uvloop", "orjson")
 _HEADINGS: Final = ("", "dispatcher", "bare loop", "ratio", "each pair", "bare loop is")
