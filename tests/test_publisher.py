@@ -38,7 +38,7 @@ class Session:
         channel.closing.set_result(None)
 
     async def publisher(self, patience: float = 60.0) -> Publisher:
-        it = Publisher(patience)
+        it = Publisher(patience, gather=0.0)
         await it.use(self, self.failures.append)
         return it
 

@@ -142,13 +142,15 @@ class Wire:
 
 
 class Rig:
-    def __init__(self, timeout: float = 60.0) -> None:
+    def __init__(self, timeout: float = 60.0, gather: float = 0.0) -> None:
         self.wire = Wire()
         self.blocked = False
         self.failures: list[str] = []
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         channel: Any = SimpleNamespace(number=1, connection=self.wire, closing=self.closing)
-        self.channel = PublishChannel(channel, timeout, lambda: self.blocked, self.failures.append)
+        self.channel = PublishChannel(
+            channel, timeout, lambda: self.blocked, self.failures.append, gather
+        )
 
     def publish(self, count: int = 1, body: bytes = b"x") -> list["asyncio.Future[Answer]"]:
         return [self.channel.publish("x", "a.b", body, Basic.Properties()) for _ in range(count)]
@@ -203,6 +205,7 @@ async def test_a_return_is_not_taken_for_the_ack_that_follows_it():
 async def test_a_closed_channel_answers_all():
     it = Rig()
     publishes = it.publish(2)
+    await turns()
     it.closing.set_exception(ConnectionError("gone"))
     await turns()
     assert answers(publishes) == [UNKNOWN, UNKNOWN]
@@ -244,6 +247,33 @@ async def test_publishes_of_one_turn_of_the_loop_leave_in_one_write(monkeypatch)
     it.publish(2)
     await turns()
     assert [len(frames_of(data)) for data in writes] == [9, 6]
+
+
+async def test_publishes_that_come_within_the_time_to_gather_leave_in_one_write(monkeypatch):
+    it = Rig(gather=0.2)
+    writes: list[bytes] = []
+    written = asyncio.Event()
+
+    def write(data: bytes) -> None:
+        writes.append(data)
+        written.set()
+
+    monkeypatch.setattr(it.wire, "write", write)
+    for _ in range(3):
+        it.publish()
+        await turns()
+    assert not writes
+    await asyncio.wait_for(written.wait(), 10)
+    assert [len(frames_of(data)) for data in writes] == [9]
+
+
+async def test_what_gathers_is_answered_and_never_sent_when_the_channel_ends():
+    it = Rig(gather=0.01)
+    [publish] = it.publish()
+    it.channel.end("over")
+    assert answers([publish]) == [UNKNOWN]
+    await asyncio.sleep(0.02)
+    assert not it.wire.sent
 
 
 async def test_a_connection_that_breaks_while_publishes_wait_for_room_answers_all(monkeypatch):

@@ -18,6 +18,11 @@ from service.errors import BrokerError
 
 MAX_UNCONFIRMED: Final = 512
 NACK_PAUSE: Final = 0.5
+GATHER: Final = 0.01
+"""Seconds for which publishes gather: none of them is in a hurry.
+
+Acks of whatever came after them wait less than that (`settler.ALONE_AFTER`).
+"""
 CHANGE_EVERY: Final = 5.0
 """Seconds between two changes of the channel, at least, while it is told no.
 
@@ -54,12 +59,15 @@ class Channels(Protocol):
 class Publisher:
     """Publishes over the channel of the moment; `timeout` in seconds bounds the wait for a confirm.
 
+    `gather`: see `PublishChannel`.
+
     While the broker blocks publishers (a memory or disk alarm) the wait goes on beyond the timeout:
     giving up would only make the same work come again.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, gather: float = GATHER) -> None:
         self._timeout = timeout
+        self._gather = gather
         self._room = asyncio.Semaphore(MAX_UNCONFIRMED)
         self._channel: PublishChannel | None = None
         self._channels: Channels
@@ -116,7 +124,9 @@ class Publisher:
                 await self._change(channel)
 
     def _on(self, channel: AbstractChannel) -> PublishChannel:
-        return PublishChannel(channel, self._timeout, lambda: self.blocked, self._on_failure)
+        return PublishChannel(
+            channel, self._timeout, lambda: self.blocked, self._on_failure, self._gather
+        )
 
     async def _change(self, refusing: PublishChannel) -> None:
         """Go on over another channel than one that refuses, unless somebody has seen to that."""

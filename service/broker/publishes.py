@@ -51,6 +51,9 @@ class PublishChannel:
 
     `on_failure` is called once, with the reason, when publishes can no longer be told apart from lost
     ones: one was returned, or was not answered for `timeout` seconds in which `is_blocked` was not true.
+
+    `gather` is for how many seconds a publish waits for others, to leave with them: what comes together
+    costs RabbitMQ less, here and at each level of the delay ladder.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class PublishChannel:
         timeout: float,
         is_blocked: Callable[[], bool],
         on_failure: Callable[[str], None],
+        gather: float = 0.0,
     ) -> None:
         self.channel = channel
         self._number = channel.number
@@ -66,6 +70,7 @@ class PublishChannel:
         self._timeout = timeout
         self._is_blocked = is_blocked
         self._on_failure = on_failure
+        self._gather = gather
         self._loop = asyncio.get_running_loop()
         self._reader, self._writer = streams_of(channel.connection)
         self._last = 0
@@ -97,9 +102,9 @@ class PublishChannel:
             self._timer = self._loop.call_later(self._timeout, self._look)
         self._unsent.append((publish, head, body))
         if not self._is_due:
-            # Not now: what else is published in this turn of the loop leaves with the same system call.
+            # Not now: what else is published in this turn of the loop, at the least, leaves with it.
             self._is_due = True
-            self._loop.call_soon(self._flush)
+            self._loop.call_later(self._gather, self._flush)
         return publish.answer
 
     async def answered(self) -> None:
