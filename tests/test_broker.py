@@ -400,6 +400,7 @@ async def test_a_deleted_exchange_is_noticed_and_made_again(
 async def test_the_broker_may_die_and_come_back(node, amqp_url, prefix, events_exchange):
     async with rig(amqp_url, prefix, events_exchange) as it:
         await until(lambda: it.broker.consuming)
+        await asyncio.to_thread(node.flush)  # else RabbitMQ forgets queues, and refuses others
         await asyncio.to_thread(node.kill)
         await until(lambda: not it.broker.consuming)
         assert isinstance(
