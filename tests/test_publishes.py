@@ -268,11 +268,11 @@ async def test_publishes_that_come_within_the_time_to_gather_leave_in_one_write(
 
 
 async def test_what_gathers_is_answered_and_never_sent_when_the_channel_ends():
-    it = Rig(gather=0.01)
+    it = Rig()
     [publish] = it.publish()
     it.channel.end("over")
     assert answers([publish]) == [UNKNOWN]
-    await asyncio.sleep(0.02)
+    await turns()
     assert not it.wire.sent
 
 

@@ -21,7 +21,7 @@ NACK_PAUSE: Final = 0.5
 GATHER: Final = 0.01
 """Seconds for which publishes gather: none of them is in a hurry.
 
-Acks of whatever came after them wait less than that (`settler.ALONE_AFTER`).
+Less than acks wait behind an unfinished message (`settler.ALONE_AFTER`), which would else go one by one.
 """
 CHANGE_EVERY: Final = 5.0
 """Seconds between two changes of the channel, at least, while it is told no.
