@@ -9,7 +9,8 @@ import pytest
 from pamqp.commands import Basic
 
 from service.broker import publisher
-from service.broker.publisher import Confirmed, Publisher, Unconfirmed
+from service.broker.publisher import GATHER, Confirmed, Publisher, Unconfirmed
+from service.broker.publishes import PublishChannel
 from service.errors import BrokerError
 from tests.test_broker import until
 from tests.test_publishes import Wire, turns
@@ -142,3 +143,24 @@ async def test_what_is_refused_for_too_long_ends_the_session(monkeypatch):
     await session.wire.answer(Basic.Nack(1), channel=2)
     assert await refused == Unconfirmed("'x' took no message for too long")
     assert session.failures == ["'x' took no message for too long"]
+
+
+async def test_what_a_dispatcher_publishes_gathers_on_every_channel(monkeypatch):
+    gathered: list[float] = []
+
+    class Channel(PublishChannel):
+        def __init__(self, *told: Any) -> None:
+            super().__init__(*told)
+            gathered.append(self._gather)
+            self._gather = 0.0
+
+    monkeypatch.setattr(publisher, "PublishChannel", Channel)
+    session = Session()
+    it = Publisher(60.0)
+    await it.use(session, session.failures.append)
+    refused, slow = await refused_beside_a_slow_one(session, it)
+    assert gathered == [GATHER, GATHER]
+    assert GATHER > 0
+    await session.wire.answer(Basic.Ack(1), channel=2)
+    await session.wire.answer(Basic.Ack(2))
+    assert [await refused, await slow] == [Confirmed(), Confirmed()]

@@ -1,10 +1,13 @@
 """What a program started goes with it, however it ends."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from service.watchdog import Watchdog
 from tests.test_rabbitmq import REPOSITORY, eventually
@@ -81,3 +84,19 @@ def test_a_watchdog_that_was_killed_is_no_reason_to_fail() -> None:
         for number in range(1, 4):
             watchdog.watch(2**22 + number)
         watchdog.forget(2**22 + 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_watchdog_minds_no_signal_that_asks_a_program_to_end(number: int) -> None:
+    with Watchdog() as watchdog:
+        shell = watchdog._shell
+        assert shell is not None
+        assert eventually(lambda: ignores(shell.pid, number))
+        shell.send_signal(number)
+    assert shell.returncode == 0
+
+
+def ignores(pid: int, number: int) -> bool:
+    """Tell whether a process ignores a signal, by the mask that the kernel shows of it."""
+    [mask] = re.findall(r"^SigIgn:\t(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> (number - 1) & 1)
