@@ -20,7 +20,7 @@ from pamqp.commands import Basic
 
 from service.broker.deliveries import Delivered, consume
 from service.broker.settler import Settler
-from service.broker.wire import UNDECODABLE
+from service.broker.wire import Undecodable
 from service.core.decode import Incoming
 from service.errors import EventRejected
 from service.log import Log
@@ -82,7 +82,7 @@ class Message:
         started anew, until no queue of the node dead-letters any more: the delay ladder stands still (3.10).
         """
         deaths = self.headers.get("x-death", [])
-        if UNDECODABLE in self.headers:
+        if isinstance(self.headers, Undecodable):
             return False
         return not isinstance(deaths, list) or all(map(_is_a_death, deaths))
 
@@ -92,9 +92,9 @@ class Message:
 
         Raises EventRejected `invalid_envelope` where the properties could not be decoded.
         """
-        undecodable = self.headers.get(UNDECODABLE)
-        if undecodable is not None:
-            raise EventRejected("invalid_envelope", f"properties cannot be decoded: {undecodable}")
+        if isinstance(self.headers, Undecodable):
+            reason = self.headers.reason
+            raise EventRejected("invalid_envelope", f"properties cannot be decoded: {reason}")
         told = self.properties
         return Incoming(
             body=self.body,

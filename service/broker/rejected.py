@@ -13,7 +13,7 @@ from pamqp.commands import Basic
 from pamqp.common import FieldTable, FieldValue
 
 from service.broker.codec import STATE, SUBSCRIPTIONS, new_id
-from service.broker.wire import UNDECODABLE, packed_table
+from service.broker.wire import Undecodable, packed_table
 from service.errors import EventRejected
 from service.log import rfc3339
 
@@ -77,7 +77,7 @@ def rejected_properties(
 def can_be_written_again(original: Basic.Properties) -> bool:
     """Tell whether a parked message can be published with all of its headers: none may be lost on the way."""
     headers = original.headers or {}
-    return headers.keys() != {UNDECODABLE} and _fits(headers, _AGAIN_ROOM)
+    return not isinstance(headers, Undecodable) and _fits(headers, _AGAIN_ROOM)
 
 
 def restored_properties(original: Basic.Properties) -> Basic.Properties:

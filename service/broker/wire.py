@@ -14,13 +14,6 @@ from pamqp import decode, encode
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
-UNDECODABLE: Final = "x-undecodable"
-"""The header that stands for properties that cannot be decoded; its value says why.
-
-A timestamp out of range, a field of an unknown kind or a table nested too deep costs the one message,
-not the connection: otherwise the message would come back, and the connection would never last.
-"""
-
 AROUND_PAYLOAD: Final = 8
 """Bytes of a frame that are not its payload."""
 
@@ -39,15 +32,25 @@ _BITS: Final = tuple((name, Basic.Properties.flags[name]) for name in _NAMES)
 _OCTETS: Final = frozenset(("delivery_mode", "priority"))
 
 
-def properties(data: bytes) -> Basic.Properties:
-    """Return the properties of a content header, from its flags on.
+class Undecodable(dict[str, Any]):
+    """The headers in place of properties that cannot be decoded: the one which says why.
 
-    What cannot be decoded becomes the one header UNDECODABLE.
+    A timestamp out of range, a field of an unknown kind or a table nested too deep costs the one message,
+    not the connection: otherwise the message would come back, and the connection would never last.
+    A type, and no name alone: a producer can write a header of any name.
     """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__({"x-undecodable": reason})
+        self.reason = reason
+
+
+def properties(data: bytes) -> Basic.Properties:
+    """Return the properties of a content header, from its flags on; what cannot be decoded is `Undecodable`."""
     try:
         return _properties(data)
     except Exception as error:  # noqa: BLE001 - hostile bytes raise anything, RecursionError included
-        return Basic.Properties(headers={UNDECODABLE: f"{type(error).__name__}: {error}"[:200]})
+        return Basic.Properties(headers=Undecodable(f"{type(error).__name__}: {error}"[:200]))
 
 
 def _properties(data: bytes) -> Basic.Properties:
