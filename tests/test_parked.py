@@ -19,6 +19,7 @@ from service.broker import codec, parked, rejected, topology
 from service.broker.connection import Address
 from service.broker.parked import CHUNK, IDLE, Parked, ParkedQueue, connected
 from service.broker.wire import head_frames
+from service.core.decode import Incoming, decode
 from service.core.delivery import Attempt, Delivery, Reason
 from service.core.event import Event
 from service.errors import BrokerError, EventRejected
@@ -192,6 +193,39 @@ def test_a_dead_letter_survives_its_way_through_the_queue():
 def test_a_delivery_survives_its_way_through_the_ladder():
     properties = codec.delivery_properties(delivery(1))
     assert codec.read_deliveries(properties.headers, b"{}") == [delivery(1)]
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "9999-12-31T23:59:59.5Z",
+        "9999-12-31T23:59:59.999999Z",
+        "9999-12-31T23:59:60-23:59",
+        "0001-01-01T00:00:00+23:59",
+    ],
+)
+def test_an_event_of_any_time_that_can_be_written_survives_its_way_through_the_ladder(time):
+    message = Incoming(
+        body=b'{"specversion": "1.0", "id": "1", "source": "/s", "type": "a.b", "time": "%b"}'
+        % time.encode(),
+        content_type="application/cloudevents+json",
+        headers={},
+        routing_key="a.b",
+    )
+    event = decode(message, max_bytes=1024, now=NOW, make_id=lambda: "made").event
+    one = replace(delivery(1), event=event)
+    assert codec.read_deliveries(codec.delivery_properties(one).headers, event.data) == [one]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [replace(delivery(1).event, id=""), replace(delivery(1).event, type="")],
+    ids=["id", "type"],
+)
+def test_a_delivery_of_an_event_without_id_or_type_is_none_of_ours(event):
+    written = codec.delivery_properties(replace(delivery(1), event=event))
+    with pytest.raises(EventRejected, match="no id or no type"):
+        codec.read_deliveries(written.headers, b"{}")
 
 
 def test_a_split_event_becomes_a_delivery_for_each_subscription():

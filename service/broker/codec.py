@@ -181,7 +181,8 @@ _ATTEMPT: Final = {
 }  # fmt: skip
 _LATEST: Final = 253_402_300_799.0
 """The last second of the year 9999, in Unix seconds: times beyond it cannot be written in a line."""
-
+_LATEST_EVENT: Final = _LATEST + 86_400.0
+"""The same for the time that a producer gives, which is kept as text: with an offset it lies up to a day later."""
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[ -~]*)?")
 
@@ -197,8 +198,8 @@ def _checked(state: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) ->
         kind = type(value)
         if kind not in allowed:
             raise TypeError(f"{name} is a {kind.__name__}")
-        earliest = -_LATEST if name == "time_unix" else 0
-        if (kind is float or kind is int) and not earliest <= value <= _LATEST:
+        first, last = (-_LATEST_EVENT, _LATEST_EVENT) if name == "time_unix" else (0, _LATEST)
+        if (kind is float or kind is int) and not first <= value <= last:
             raise ValueError(f"{name} is out of range")
     return found
 
@@ -215,6 +216,8 @@ def _event(state: Mapping[str, Any], body: bytes) -> Event:
 def _delivery(state: Mapping[str, Any], event: Event, subscription_id: str) -> Delivery:
     if not isinstance(subscription_id, str):
         raise TypeError("subscription_id is no text")
+    if not event.id or not event.type:
+        raise ValueError("the event has no id or no type")
     if len(subscription_id) > _ID_ROOM or len(event.id) > _ID_ROOM or len(event.type) > _ID_ROOM:
         raise ValueError(f"an id or the type has more than {_ID_ROOM} characters")
     history = tuple(Attempt(**_checked(attempt, _ATTEMPT)) for attempt in state["history"])

@@ -278,6 +278,7 @@ SEEDS: Mapping[str, tuple[bytes, ...]] = MappingProxyType(
     {
         "decode": (
             b"\x01\x03a.b\x00\x00\x00\x00\x00" + b'{"a": 1}',
+            b"\x01\x03a.b\x00\x00\x00\x08\x00" + b'{"a": 1}',
             b"\x02\x03a.b\x00\x00\x00\x00\x00" + _CLOUD,
             b"\x00\x03a.b\x01\x02id\x01\x03c.d\x01\x03app\x01\x04"
             + _header(0, b"1") + _header(1, b"a.b") + _header(2, b"/s") + _header(3, b"1.0") + b"[]",
@@ -285,6 +286,7 @@ SEEDS: Mapping[str, tuple[bytes, ...]] = MappingProxyType(
         "deliveries": (
             b"\x00\x02{}\x00" + str((_STATE.headers or {})[codec.STATE]).encode(),
             b"\x00\x02{}\x01\x01\x00\x07" + bytes(7) + b"\x03\x00\x02",
+            b'\x00\x02{}UUUEUUUU:{\x00\x00d_mad{\x02\x00e":\xfffa_l',
         ),
         "json": (b'{"a": [1, -2.5e3, "\\u00e9\\u003a", {"b": null, "c": true}]}', b'"\\ud83d\\ude00"'),
         "retry_after": (
