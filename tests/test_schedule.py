@@ -168,6 +168,22 @@ def test_a_line_of_returns_that_is_too_long_is_spread_over_a_quarter_of_an_hour(
     assert returns.is_empty(2000.0)
 
 
+def test_places_are_hardly_looked_for_in_a_line_that_is_full(monkeypatch):
+    searches, search = [0], Returns._first_with_room
+
+    def counted(*told: Any) -> int | None:
+        searches[0] += 1
+        return search(*told)
+
+    monkeypatch.setattr(Returns, "_first_with_room", counted)
+    returns = Returns(0.0)
+    back_at(returns, 10.0, [number / 200 for number in range(200 * 240)])
+    searches[0] = 0
+    back = back_at(returns, 10.0, [240 + number / 200 for number in range(200 * 60)])
+    assert searches[0] <= 2 * 11 * 60
+    assert sum(at < 240 + 900 for at in back) < 10  # the places that are free are the furthest
+
+
 def test_each_deferred_delivery_gets_a_place_of_its_own():
     line = Line()
     assert [line.reserve(100.0, 2.0, 0.0, 0.5) for _ in range(4)] == [1.0, 1.5, 2.0, 2.5]

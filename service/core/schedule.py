@@ -32,6 +32,8 @@ _ALL_DELAYS: Final = sorted({ladder.seconds_for(one) for one in range(1, int(2 *
 _FEW_HOP_DELAYS: Final = [one for one in _ALL_DELAYS if one.bit_count() <= FEW_HOPS]
 _RING: Final = 2048
 """More seconds than the longest of these delays has."""
+_FULL: Final = 0.95
+"""The share of all places from which on no more are looked for: that takes longest where there are hardly any."""
 _AT_ONCE: Final = 25.0
 """So many come back at one moment: some 10 ms of work."""
 _GOLDEN: Final = (5**0.5 - 1) / 2
@@ -94,10 +96,12 @@ class Returns:
         self._move_to(int(now))
         # What is put off in one part of a second comes back in the same part of another: each has its share.
         share = min(rate, max(_AT_ONCE, rate * (now % 1.0)))
-        as_late = 2.0 * (soonest + self._count / rate)
-        delay = self._first_with_room(_FEW_HOP_DELAYS, soonest, as_late, share)
-        if delay is None:
-            delay = self._first_with_room(_ALL_DELAYS, soonest, _ALL_DELAYS[-1], share)
+        delay = None
+        if self._count < _FULL * rate * _ALL_DELAYS[-1]:
+            as_late = 2.0 * (soonest + self._count / rate)
+            delay = self._first_with_room(_FEW_HOP_DELAYS, soonest, as_late, share)
+            if delay is None:
+                delay = self._first_with_room(_ALL_DELAYS, soonest, _ALL_DELAYS[-1], share)
         if delay is not None:
             self._due[(self._second + delay) % _RING] += 1
             self._count += 1
