@@ -14,7 +14,7 @@ import orjson
 from service.broker import codec
 from service.broker.parked import Parked, Place, Stays
 from service.broker.rejected import (
-    can_be_written_again,
+    can_be_restored,
     has_state,
     read_rejected,
     restored_properties,
@@ -138,7 +138,7 @@ def redrive_rejected(names: Names) -> Callable[[Parked], Place | Stays]:
     """Return where a rejected event goes: to the intake, as it first came; a delivery to its lane."""
 
     def route(parked: Parked) -> Place | Stays:
-        if not can_be_written_again(parked.properties):
+        if not can_be_restored(parked.properties):
             return Stays()
         properties = restored_properties(parked.properties)
         if has_state(parked.properties.headers or {}):

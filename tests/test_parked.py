@@ -17,20 +17,21 @@ from pamqp.commands import Basic
 
 from service.broker import codec, parked, rejected, topology
 from service.broker.connection import Address
-from service.broker.parked import CHUNK, IDLE, Parked, ParkedQueue, connected
-from service.broker.wire import head_frames
+from service.broker.parked import CHUNK, IDLE, Parked, ParkedQueue, Place, Stays, connected
+from service.broker.wire import Undecodable, head_frames
 from service.core.decode import Incoming, decode
 from service.core.delivery import Attempt, Delivery, Reason
 from service.core.event import Event
 from service.errors import BrokerError, EventRejected
 from service.log import rfc3339
-from service.redrive import Wanted, tell_dead_letter, tell_rejected
+from service.redrive import Wanted, redrive_rejected, tell_dead_letter, tell_rejected
 from tests.broker_contract import until
 from tests.dispatcher import ROOT, Station, station
 from tests.faults.proxy import ACK, DELIVER, Link, Proxy, Seen
 from tests.test_hostile_producers import Raw, Wire, headers, nested, text
 
 NOW = 1_800_000_000.0
+NAMES = topology.Names("webhooks")
 
 
 def delivery(
@@ -251,6 +252,25 @@ def test_a_rejected_event_comes_back_with_the_properties_it_had():
     again = rejected.restored_properties(rejected.parked_again(parked, "a.b", b""))
     assert again.headers == {"tenant": "acme"}
     assert (again.message_id, again.message_type, again.app_id) == ("m1", "a.b", "shop")
+
+
+def test_what_could_not_be_decoded_stays_parked_as_without_its_properties_it_would_be_another_event():
+    rejection = EventRejected("invalid_envelope", "properties cannot be decoded: ValueError")
+    original = Basic.Properties(headers=Undecodable("ValueError"))
+    parked = rejected.rejected_properties(original, "a.b", rejection, NOW)
+    for properties in (parked, rejected.parked_again(parked, "a.b", b"{}")):
+        assert rejected.can_be_written_again(properties)
+        assert redrive_rejected(NAMES)(Parked(b"{}", properties, "a.b")) == Stays()
+
+
+@pytest.mark.parametrize("death", [{}, {"x-death": [{"queue": "webhooks.intake"}]}])
+def test_a_producer_cannot_keep_an_event_parked_by_what_its_headers_say(death):
+    original = Basic.Properties(message_id="m1", headers={"x-undecodable": "mine"} | death)
+    rejection = EventRejected("not_json", "no")
+    parked = original if death else rejected.rejected_properties(original, "a.b", rejection, NOW)
+    place = redrive_rejected(NAMES)(Parked(b"{}", parked, "a.b"))
+    assert isinstance(place, Place)
+    assert (place.exchange, place.properties.message_id) == ("webhooks.intake", "m1")
 
 
 def _parked_by_the_broker(queue: str, **more: Any) -> Basic.Properties:

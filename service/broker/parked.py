@@ -59,7 +59,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Stays:
-    """A message is left where it lies: published again it would lose headers."""
+    """A message is left where it lies: published again it would lose headers, or it has lost them."""
 
 
 Choose = Callable[[Parked], bool]

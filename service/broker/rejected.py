@@ -13,7 +13,7 @@ from pamqp.commands import Basic
 from pamqp.common import FieldTable, FieldValue
 
 from service.broker.codec import STATE, SUBSCRIPTIONS, new_id
-from service.broker.wire import Undecodable, packed_table
+from service.broker.wire import UNDECODABLE, Undecodable, packed_table
 from service.errors import EventRejected
 from service.log import rfc3339
 
@@ -29,7 +29,10 @@ EXPIRED = "expired"
 BACKLOG = ".deliveries"
 """How the name of the one queue ends whose messages have a state that the dispatcher wrote."""
 
-_OURS = (STATE, SUBSCRIPTIONS, REASON, DETAIL, REJECTED_AT, REJECTED_ID, ROUTING_KEY, MESSAGE_ID)
+_OURS = (
+    *(STATE, SUBSCRIPTIONS, REASON, DETAIL, REJECTED_AT, REJECTED_ID, ROUTING_KEY, MESSAGE_ID),
+    UNDECODABLE,
+)
 _BROKERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "CC", "BCC")
 _HEADER_ROOM = 64 * 1024
 _AGAIN_ROOM = 120 * 1024
@@ -70,6 +73,8 @@ def rejected_properties(
     }
     if rejection.event_id:
         headers[REJECTED_ID] = rejection.event_id[:_DETAIL_KEPT]
+    if isinstance(original.headers, Undecodable):
+        headers[UNDECODABLE] = original.headers.reason
     dropped = _OURS[2:] if keep_state else _OURS
     return _with_own_id(original, headers, dropped=dropped, room=_HEADER_ROOM)
 
@@ -78,6 +83,17 @@ def can_be_written_again(original: Basic.Properties) -> bool:
     """Tell whether a parked message can be published with all of its headers: none may be lost on the way."""
     headers = original.headers or {}
     return not isinstance(headers, Undecodable) and _fits(headers, _AGAIN_ROOM)
+
+
+def can_be_restored(original: Basic.Properties) -> bool:
+    """Tell whether a parked message can go back to work as what it was.
+
+    One whose properties could not be decoded has lost its id, its tenant and whatever else they said: without them
+    it would be another event.
+    """
+    headers = original.headers or {}
+    was_undecodable = UNDECODABLE in headers and not _came_by_broker(headers)
+    return can_be_written_again(original) and not was_undecodable
 
 
 def restored_properties(original: Basic.Properties) -> Basic.Properties:

@@ -32,6 +32,9 @@ _BITS: Final = tuple((name, Basic.Properties.flags[name]) for name in _NAMES)
 _OCTETS: Final = frozenset(("delivery_mode", "priority"))
 
 
+UNDECODABLE: Final = "x-undecodable"
+
+
 class Undecodable(dict[str, Any]):
     """The headers in place of properties that cannot be decoded: the one which says why.
 
@@ -41,7 +44,7 @@ class Undecodable(dict[str, Any]):
     """
 
     def __init__(self, reason: str) -> None:
-        super().__init__({"x-undecodable": reason})
+        super().__init__({UNDECODABLE: reason})
         self.reason = reason
 
 

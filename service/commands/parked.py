@@ -274,7 +274,7 @@ class _Left:
         ids = f" ({', '.join(self._ids)}{', …' if self._count > len(self._ids) else ''})"
         line = (
             f"{self._count} {self._kind.what} left where they are{ids if self._ids else ''}: their headers"
-            " cannot be written again (nested too deep, or too large); purge can throw them away"
+            " cannot be written again (undecodable, nested too deep, or too large); purge can throw them away"
         )
         if self._were_meant:
             raise DispatcherError(line)
