@@ -5,12 +5,21 @@
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from service.rabbitmq import PrivateBroker
 from tests.faults.ledger import REJECTED, Account, Ledger, Place
+from tests.faults.misgivings import (
+    MEMORY_GROWTH,
+    POOLED_THREADS,
+    SPARE_DESCRIPTORS,
+    Sample,
+    middle,
+    misgivings,
+)
 from tests.faults.play import Row, play
 from tests.faults.scenarios import ALL
 from tests.faults.scenarios.base import Scenario
@@ -154,6 +163,46 @@ async def test_what_fails_says_so_and_keeps_the_logs(node: PrivateBroker):
         assert "RabbitMQ" in (folder / "rabbitmq.log").read_text()
     finally:
         shutil.rmtree(folder)
+
+
+FLAT = Sample(at=900.0, memory=70 * 2**20, descriptors=32, threads=7, in_flight=3)
+AT_REST = replace(FLAT, in_flight=0)
+ALL_PAID = Account(1, 2, {Place.DELIVERED: 2}, destroyed=0, lost=0, doubled=0, strange=0)
+
+
+def test_nothing_speaks_against_a_soak_at_whose_end_all_is_as_before():
+    assert misgivings(ALL_PAID, 0, FLAT, FLAT, AT_REST) == []
+
+
+@pytest.mark.parametrize(
+    ("account", "after", "at_rest", "told"),
+    [
+        (replace(ALL_PAID, owed=3, lost=1), FLAT, AT_REST, "1 lost"),
+        (replace(ALL_PAID, owed=3), FLAT, AT_REST, "the sums do not agree"),
+        (replace(ALL_PAID, strange=1), FLAT, AT_REST, "1 that nobody published"),
+        (replace(ALL_PAID, owed=1, doubled=1), FLAT, AT_REST, "1 doubled, 0 explained"),
+        (ALL_PAID, replace(FLAT, memory=80 * 2**20), AT_REST, "memory grows"),
+        (ALL_PAID, replace(FLAT, threads=2 + POOLED_THREADS), AT_REST, "threads grow"),
+        (ALL_PAID, FLAT, replace(AT_REST, descriptors=50), "descriptors are left open"),
+        (ALL_PAID, FLAT, FLAT, "something is in flight at rest"),
+    ],
+)
+def test_a_soak_says_what_speaks_against_it(
+    account: Account, after: Sample, at_rest: Sample, told: str
+):
+    [found] = misgivings(account, 0, FLAT, after, at_rest)
+    assert found.startswith(told)
+
+
+def test_a_soak_grants_its_witness_what_an_allocator_and_the_pools_of_threads_take():
+    after = replace(FLAT, memory=int(FLAT.memory * MEMORY_GROWTH), threads=1 + POOLED_THREADS)
+    at_rest = replace(AT_REST, descriptors=FLAT.descriptors + SPARE_DESCRIPTORS)
+    assert misgivings(ALL_PAID, 0, FLAT, after, at_rest) == []
+
+
+def test_a_part_of_a_soak_is_told_by_its_medians():
+    samples = [replace(FLAT, at=float(at), memory=at * at) for at in range(8)]
+    assert middle(samples, 0.25, 0.5) == replace(FLAT, at=2.0, memory=6)
 
 
 @pytest.mark.usefixtures(

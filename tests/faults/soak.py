@@ -9,10 +9,8 @@ accounted for.
 import argparse
 import asyncio
 import logging
-import os
 import random
 import signal
-import statistics
 import sys
 import time
 from collections import Counter
@@ -25,6 +23,7 @@ import orjson
 
 from service.errors import BrokerError
 from tests.faults.ledger import Account
+from tests.faults.misgivings import Sample, middle, misgivings
 from tests.faults.node import FaultyNode
 from tests.faults.play import START_TIMEOUT
 from tests.faults.replica import Replica
@@ -37,11 +36,6 @@ PAUSE: Final = 12.0
 SAMPLE_EVERY: Final = 5.0
 WARM: Final = 0.25
 """The share of the time after which memory is expected to be what it will be."""
-MEMORY_GROWTH: Final = 1.10
-"""By how much the last quarter's memory may exceed the second's: the allocator's breath, no leak."""
-SPARE_DESCRIPTORS: Final = 16
-POOLED_THREADS: Final = 4 + min(32, (os.cpu_count() or 1) + 4)
-"""Threads of the pools: those of libuv, and those of asyncio, which gets one more whenever none is idle."""
 REST_TIMEOUT: Final = 900.0
 """Seconds for what the faults of an hour have put in the way."""
 READ_TIMEOUT: Final = 900.0
@@ -79,17 +73,6 @@ FAULTS: Final[Sequence[tuple[type[Scenario], int]]] = (
     (broker.MemoryAlarm, 2),
 )
 """What strikes, and how often among the others."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What the witness holds; `memory` in bytes."""
-
-    at: float
-    memory: int
-    descriptors: int
-    threads: int
-    in_flight: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,19 +122,20 @@ class Soak:
         at_rest = await self._sample(started)
         await self._stop()
         account = it.ledger.account()
+        before, after = middle(self._samples, WARM, 0.5), middle(self._samples, 0.75, 1.0)
         return Findings(
             loaded,
             dict(sorted(self._struck.items())),
             account,
             it.bound,
-            self._middle(WARM, 0.5),
-            self._middle(0.75, 1.0),
+            before,
+            after,
             at_rest,
             (
                 *self._problems,
                 *it.problems,
                 *it.producer.faults[:5],
-                *self._judge(account, at_rest),
+                *misgivings(account, it.bound, before, after, at_rest),
             ),
         )
 
@@ -197,18 +181,6 @@ class Soak:
             await in_flight(self._witness),
         )
 
-    def _middle(self, low: float, high: float) -> Sample:
-        """Return the medians of the samples of a part of the time."""
-        count = len(self._samples)
-        found = self._samples[int(low * count) : int(high * count)] or self._samples[-1:]
-        return Sample(
-            found[0].at,
-            *(
-                int(statistics.median(getattr(sample, name) for sample in found))
-                for name in ("memory", "descriptors", "threads", "in_flight")
-            ),
-        )
-
     async def _rest(self) -> None:
         """Wait until nothing is under way: the queues are empty but for what waits for hours."""
         it = self._it
@@ -231,22 +203,6 @@ class Soak:
             self._problems += replica.problems[:5]
         async with asyncio.timeout(READ_TIMEOUT):
             await it.remains.take_all(it.broker.url, it.ledger)
-
-    def _judge(self, account: Account, at_rest: Sample) -> list[str]:
-        before, after = self._middle(WARM, 0.5), self._middle(0.75, 1.0)
-        wrong = {
-            f"{account.lost} lost": account.lost,
-            f"the sums do not agree: {account}": not account.agrees,
-            f"{account.strange} that nobody published": account.strange,
-            f"{account.doubled} doubled, {self._it.bound} explained": account.doubled
-            > self._it.bound,
-            "memory grows": after.memory > before.memory * MEMORY_GROWTH,
-            "threads grow": after.threads > max(before.threads, 1 + POOLED_THREADS),
-            "descriptors are left open": at_rest.descriptors
-            > before.descriptors + SPARE_DESCRIPTORS,
-            "something is in flight at rest": at_rest.in_flight,
-        }
-        return [text for text, found in wrong.items() if found]
 
 
 def table(found: Findings) -> str:
