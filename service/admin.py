@@ -3,6 +3,7 @@
 Bound to loopback unless told otherwise; it shows no secrets, and it changes nothing.
 """
 
+import errno
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -73,11 +74,19 @@ def _application(pages: AdminPages) -> web.Application:
     return app
 
 
+def _advice(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "choose another port, or stop what uses it"
+    if error.errno == errno.EACCES:
+        return "choose a port above 1023"
+    return "write an address of this machine, such as 0.0.0.0 for all of them"
+
+
 async def _listen(runner: web.AppRunner, host: str, port: int) -> None:
     try:
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
         raise ConfigurationError(
             f"DISPATCHER_ADMIN_HOST, DISPATCHER_ADMIN_PORT: cannot listen on {host}:{port}"
-            f" ({error.strerror}): choose another port, or stop what uses it"
+            f" ({error.strerror}): {_advice(error)}"
         ) from error

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from service.core.delivery import DeferCause, Reason
+from service.errors import REJECTED_REASONS
 from service.line_schema import (
     Flapping,
     LogEvent,
@@ -145,14 +146,7 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "`webhook-dispatcher rejected show`; tell the producer; then `rejected redrive` or `purge`.",
         {
             "reason": {
-                "enum": [
-                    "not_json",
-                    "invalid_envelope",
-                    "invalid_type",
-                    "too_large",
-                    "schema_violation",
-                    "poison",
-                ],
+                "enum": [*REJECTED_REASONS],
                 "description": "Why.",
             },
             "detail": text("What is wrong, and where."),

@@ -4,6 +4,8 @@
 escapes is a fault of this program.
 """
 
+from typing import Final
+
 
 class DispatcherError(Exception):
     """Something that a person can mend; the message says what, where, and what to do."""
@@ -29,8 +31,19 @@ class ReaderGone(OutputLost):
     """Nobody reads standard output any more, as after `| head`."""
 
 
+REJECTED_REASONS: Final = (
+    "not_json",
+    "invalid_envelope",
+    "invalid_type",
+    "too_large",
+    "schema_violation",
+    "poison",
+)
+"""Why a message is no event that could be delivered: the contract's words."""
+
+
 class EventRejected(DispatcherError):  # noqa: N818 - a rejected event is the glossary's word
-    """An event could not be read; `reason` is the contract's word for it, `detail` says where.
+    """An event could not be read; `reason` is one of REJECTED_REASONS, `detail` says where.
 
     `event_id` and `event_type` are set by whoever knows them.
     """

@@ -18,11 +18,9 @@ from prometheus_client.core import (
 )
 
 from service.core.delivery import DeferCause, Reason
+from service.errors import REJECTED_REASONS
 from service.states import Health
 
-REJECTIONS = (
-    "not_json", "invalid_envelope", "invalid_type", "too_large", "schema_violation", "poison",
-)  # fmt: skip
 _NAMESPACE = "webhook_dispatcher"
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30)
 _AGES = (0.01, 0.05, 0.1, 0.5, 1, 5, 15, 60, 300, 600, 1800, 7200, 21600, 86400, 432000)
@@ -187,7 +185,7 @@ class Metrics:
             self._deferred.labels(cause.value)
         for reason in Reason:
             self._dead.labels(reason.value)
-        for rejection in REJECTIONS:
+        for rejection in REJECTED_REASONS:
             self._rejected.labels(rejection)
         self._lanes: dict[str, Counter] = {}
 

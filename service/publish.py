@@ -27,9 +27,8 @@ from aiormq.exceptions import (
 )
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
-from yarl import URL
 
-from service.broker.connection import TROUBLE, Address, broker_errors, open_connection
+from service.broker.connection import TROUBLE, Address, broker_errors, open_first
 from service.core.decode import Incoming
 from service.core.encode import DEFAULT_MAX_BYTES, encode
 from service.errors import BrokerError, TopologyError
@@ -40,7 +39,6 @@ _CLOSE_TIMEOUT: Final = 3.0
 _DROP_TIMEOUT: Final = 0.2
 _RENEW_EVERY: Final = 1.0
 """Seconds between two channels that are opened because a queue refused an event."""
-_UNKNOWN: Final = "the event may have been taken or not: publish it again with the same id"
 
 
 class Publisher:
@@ -156,26 +154,26 @@ class Publisher:
         finally:
             publishing.cancel()
         if done:
-            self._judge(publishing, channel, message.routing_key)
+            self._judge(publishing, channel, message)
             return
         await self._close(_DROP_TIMEOUT)
         raise BrokerError(
             f"no confirm within {self._timeout:g} s (the broker hangs, or an alarm blocks publishers):"
-            f" {_UNKNOWN}"
+            f" {_unknown(message)}"
         )
 
     def _judge(
-        self, publishing: "asyncio.Task[Any]", channel: AbstractChannel, routing_key: str
+        self, publishing: "asyncio.Task[Any]", channel: AbstractChannel, message: Incoming
     ) -> None:
         """Return where the broker has the event, raise what else became of it."""
         if publishing.cancelled():
-            raise BrokerError(f"the connection closed before the confirm: {_UNKNOWN}")
+            raise BrokerError(f"the connection closed before the confirm: {_unknown(message)}")
         match publishing.exception():
             case None:
                 return
             case PublishError():
                 raise TopologyError(
-                    f"no queue is bound to the exchange {self._exchange!r} for {routing_key!r}:"
+                    f"no queue is bound to the exchange {self._exchange!r} for {message.routing_key!r}:"
                     " the event was not kept; start the dispatcher, or check its bindings"
                 )
             case DeliveryError():
@@ -183,8 +181,15 @@ class Publisher:
                 raise BrokerError("a queue refused the event (it is full or cannot be written now)")
             case ChannelNotFoundEntity():
                 raise self._missing()
+            case ChannelAccessRefused() as error:
+                raise BrokerError(
+                    f"the broker refuses the event ({error}): its user needs the right to write to"
+                    f" the exchange {self._exchange!r}"
+                ) from error
             case error:
-                raise BrokerError(f"publishing failed ({_text(error)}): {_UNKNOWN}") from error
+                raise BrokerError(
+                    f"publishing failed ({_text(error)}): {_unknown(message)}"
+                ) from error
 
     async def _ready(self) -> AbstractChannel:
         """Return the channel, of a new connection where there is none or it was lost."""
@@ -222,7 +227,9 @@ class Publisher:
         return channel
 
     async def _open(self) -> AbstractChannel:
-        self._connection = connection = await self._connect()
+        self._connection = connection = await open_first(
+            self._address, "webhook-dispatcher (producer)", self._timeout
+        )
         try:
             async with asyncio.timeout(self._timeout):
                 await self._find_exchange(connection)
@@ -232,19 +239,6 @@ class Publisher:
             if isinstance(error, BrokerError):
                 raise
             raise BrokerError(f"the broker gave no channel: {_text(error)}") from error
-
-    async def _connect(self) -> AbstractConnection:
-        failures = []
-        for url in self._address.urls:
-            try:
-                async with asyncio.timeout(self._timeout):
-                    return await open_connection(
-                        url, self._address, "webhook-dispatcher (producer)"
-                    )
-            except TROUBLE as error:
-                parsed = URL(url)
-                failures.append(f"{parsed.host}:{parsed.port or 5672}: {_text(error)}")
-        raise BrokerError(f"the broker cannot be reached: {'; '.join(failures)}")
 
     async def _find_exchange(self, connection: AbstractConnection) -> None:
         """Make sure that the exchange is there, of whatever type: an existing one is taken as it is."""
@@ -299,6 +293,13 @@ def _properties(message: Incoming) -> Basic.Properties:
         delivery_mode=_PERSISTENT,
         message_id=uuid.uuid4().hex,
         message_type=message.routing_key,
+    )
+
+
+def _unknown(message: Incoming) -> str:
+    return (
+        "the event may have been taken or not: publish it again with the same id,"
+        f" {message.headers['ce-id']}"
     )
 
 

@@ -30,12 +30,18 @@ from service.core.units import parse_duration, parse_size
 from service.errors import ConfigurationError
 
 PREFIX: Final = "DISPATCHER_"
+ALLOW_HTTP: Final = f"{PREFIX}ALLOW_HTTP"
 SECRET_FIELDS: Final = ("amqp_url", "egress_proxy")
 """Fields that may hold a password: read from a file with `…_FILE` too, and never shown."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
+_PLAIN: Final = {
+    "bool_parsing": "write true or false",
+    "int_parsing": "write a whole number",
+}
+"""What to do, in place of pydantic's words for what is wrong."""
 _MAX_WORD = 255  # bytes of a routing key and of a name in AMQP 0-9-1
 
 
@@ -234,7 +240,8 @@ class Settings(BaseSettings):
         default="127.0.0.1", description="Address of /livez, /readyz, /metrics and /status."
     )
     admin_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        default=8080, description="Port of the same; 0 takes any free one."
+        default=8080,
+        description="Port of /livez, /readyz, /metrics and /status; 0: any that is free.",
     )
     drain_timeout: Seconds = Field(
         default=25.0, description="How long SIGTERM waits for what is in flight; 25s."
@@ -380,6 +387,7 @@ def _problem(detail: ErrorDetails) -> str:
         return f"{name}: {message}"
     if detail["type"] != "value_error":
         meaning = Settings.model_fields[field].description
+        message = _PLAIN.get(detail["type"], message)
         return f"{name}: {_shown(detail['input'])}: {message}. Meaning: {meaning}"
     shown = _shown(detail["input"])
     return f"{name}: {message}" if message.startswith(shown) else f"{name}: {shown} {message}"

@@ -206,7 +206,7 @@ def test_a_demo_that_is_killed_leaves_nothing_behind_either(
 def test_a_broker_that_does_not_answer_is_told_in_a_sentence(start: Callable[..., Demo]) -> None:
     demo = start(AMQP_URL="amqp://guest:hidden-password@127.0.0.1:1/")
     assert demo.ended() == 1
-    assert "no broker answers" in demo.shown
+    assert "the broker cannot be reached" in demo.shown
     assert "hidden-password" not in demo.shown
     assert "Traceback" not in demo.shown
     demo.assert_nothing_is_left()

@@ -105,6 +105,21 @@ async def test_filters_narrow_a_list_down(it):
     assert await ids(it, "event-00002-of-16") == ["00002"]
 
 
+async def test_a_filter_that_nothing_could_fit_is_refused_and_what_could_is_told(it):
+    told = await it.command("dead", "list", "--reason", "nope", status=2)
+    assert "'nope' is not one of 'exhausted', 'expired'" in told
+    told = await it.command("rejected", "purge", "--type", "payment.[", "--type", "a..b", status=2)
+    assert "'a..b' must not contain an empty word" in told
+
+
+async def test_to_show_what_is_not_there_fails_and_to_list_it_does_not(it):
+    await bury(it, delivery(1))
+    assert await it.command("dead", "list", "no-such-event") == ""
+    told = await it.command("dead", "show", "no-such-event", status=1)
+    assert "none of the dead letters that are meant is of event no-such-event" in told
+    assert "event-00001-of-16" in await it.command("dead", "show", "event-00001-of-16")
+
+
 async def test_purging_some_leaves_the_rest_and_a_dry_run_leaves_all(it):
     await bury(it, *(delivery(number, "ab"[number % 2]) for number in range(250)))
     told = await it.command("dead", "purge", "--subscription", "b", "--dry-run", "--json")
@@ -445,7 +460,7 @@ async def test_what_could_not_be_written_again_as_it_is_stays_and_is_in_nobodys_
     await until(lambda: _at_least(lambda: depth(it, "rejected"), 2 * CHUNK + 1))
     before = await it.parked("rejected")
 
-    await it.command("rejected", "purge", "--reason", "none-such")
+    await it.command("rejected", "purge", "--reason", "invalid_type")
     again = await it.parked("rejected")
     assert sorted(again, key=_id) == sorted(before, key=_id)
 

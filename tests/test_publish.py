@@ -15,6 +15,7 @@ from yarl import URL
 from service.core.decode import Decoded, Incoming, decode
 from service.errors import BrokerError, EventRejected, TopologyError
 from service.publish import Publisher
+from service.rabbitmq import PrivateBroker
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -342,6 +343,42 @@ async def test_a_connection_that_dies_before_the_confirm_is_an_error_that_says_w
             await publishing
         relay.silent = False
         await publisher.publish("order.created", {})
+
+
+async def test_what_became_of_an_event_whose_id_was_made_can_be_found_out(
+    amqp_url: str, queue: str
+) -> None:
+    async with (
+        Relay(amqp_url) as relay,
+        Publisher(relay.url(amqp_url), queue, timeout=1.0) as publisher,
+    ):
+        relay.silent = True
+        with pytest.raises(BrokerError, match=r"the same id, [0-9a-f-]{36}$"):
+            await publisher.publish("order.created", {})
+
+
+async def test_a_user_who_may_not_publish_is_told_what_right_is_missing(
+    amqp_url: str, node: PrivateBroker, queue: str
+) -> None:
+    add = 'add_user(<<"reader">>, <<"secret">>, <<"test">>)'
+    allow = 'set_permissions(<<"reader">>, <<"/">>, <<"^$">>, <<"^$">>, <<".*">>, <<"test">>)'
+    users = "rabbit_auth_backend_internal"
+    node.ctl("eval", f"{users}:{add}, {users}:{allow}.")
+    url = str(URL(amqp_url).with_user("reader").with_password("secret"))
+    async with Publisher(url, queue) as publisher:
+        with pytest.raises(BrokerError, match=rf"ACCESS_REFUSED.*right to write to.*'{queue}'"):
+            await publisher.publish("order.created", {})
+
+
+async def test_a_wrong_password_is_told_apart_from_a_broker_that_is_away(amqp_url: str) -> None:
+    with pytest.raises(BrokerError, match=r"refuses the connection.*check the user, password"):
+        async with Publisher(str(URL(amqp_url).with_password("wrong"))):
+            pass
+    with pytest.raises(
+        BrokerError, match=r"cannot be reached \(127\.0\.0\.1:1: .*RabbitMQ runs there"
+    ):
+        async with Publisher("amqp://127.0.0.1:1/"):
+            pass
 
 
 async def test_why_the_broker_refuses_a_connection_is_told_in_its_own_words(amqp_url: str) -> None:

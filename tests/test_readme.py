@@ -13,7 +13,7 @@ import shlex
 import shutil
 import sys
 import tomllib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -205,29 +205,78 @@ async def test_the_example_receiver_takes_a_request_once_and_refuses_a_forged_on
     monkeypatch.setenv("BILLING_SECRET", SECRET)
     handle = names_of("python verify")["handle"]
     request = await sent(scheme="standard", secrets=[{"env": "TEST_SECRET"}])
-    headers = dict(request.headers)
+    headers = lower(request.headers)
     assert handle(headers, request.body + b" ") == 401
+    assert {handle(hostile, request.body) for hostile in forged(headers)} == {401}
     assert [handle(headers, request.body) for _ in range(2)] == [204, 200]
     assert capsys.readouterr().out == f"order.created {EVENT}\n"
+
+
+async def test_the_example_receiver_takes_the_retry_of_an_event_whose_work_failed(
+    sent: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("BILLING_SECRET", SECRET)
+    names = names_of("python verify")
+    handle = names["handle"]
+    request = await sent(scheme="standard", secrets=[{"env": "TEST_SECRET"}])
+    headers = lower(request.headers)
+
+    def fail(*_: object) -> None:
+        raise OSError("the database is down")
+
+    names["print"] = fail
+    with pytest.raises(OSError, match="database"):
+        handle(headers, request.body)
+    del names["print"]
+    assert handle(headers, request.body) == 204
+    assert capsys.readouterr().out == f"order.created {EVENT}\n"
+
+
+def lower(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return them as ASGI, WSGI and Node give them to a receiver."""
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def forged(headers: dict[str, str], signature: str = "webhook-signature") -> list[dict[str, str]]:
+    """Return headers such as somebody sends who wants to see the receiver fail."""
+    signatures = (
+        "",
+        "v1",
+        "v1,a",
+        "v1,\u00e9",
+        "v1a,a",
+        "v1a,\u00e9",
+        "sha256=\u00e9",
+        "sha256=\ud800",
+    )
+    times = ("abc", "", "9" * 5000, "-1", "nan") if signature == "webhook-signature" else ()
+    return [
+        {},
+        {name: value for name, value in headers.items() if name != signature},
+        *(headers | {signature: value} for value in signatures),
+        *(headers | {"webhook-timestamp": value} for value in times),
+    ]
 
 
 async def test_the_example_receiver_in_node_does_the_same(sent: Callable[..., Any], tmp_path: Path):
     port = free_port()
     program = node(tmp_path)
-    (tmp_path / "example.mjs").write_text(block("js verify"))
+    work = "console.log("
+    failing = f"if (process.env.FAIL && !seen.failed) {{ seen.failed = 1; throw 0; }} {work}"
+    (tmp_path / "example.mjs").write_text(block("js verify").replace(work, failing))
     request = await sent(scheme="standard", secrets=[{"env": "TEST_SECRET"}])
     process = await asyncio.create_subprocess_exec(
         *program,
-        env=os.environ | {"BILLING_SECRET": SECRET, "PORT": str(port)},
+        env=os.environ | {"BILLING_SECRET": SECRET, "PORT": str(port), "FAIL": "1"},
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        forged = await answer(port, request, request.body + b" ")
-        taken = [await answer(port, request, request.body) for _ in range(2)]
+        refused = await answer(port, request, request.body + b" ")
+        taken = [await answer(port, request, request.body) for _ in range(3)]
     finally:
         process.kill()
         out, _ = await process.communicate()
-    assert (forged, taken) == (401, [204, 204])
+    assert (refused, taken) == (401, [500, 204, 200])
     assert out.decode().count("order.created") == 1
 
 
@@ -259,18 +308,23 @@ async def test_the_examples_for_ed25519_give_a_public_key_that_verifies(
     public = capsys.readouterr().out.strip()
     verify = names_of("python verify-ed25519")["verify"]
     request = await sent(scheme="ed25519", secrets=[{"env": "ED_KEY"}])
-    assert verify(request.headers, request.body, public)
-    assert not verify(request.headers, request.body + b" ", public)
+    headers = lower(request.headers)
+    assert verify(headers, request.body, public)
+    assert not verify(headers, request.body + b" ", public)
+    assert not any(verify(hostile, request.body, public) for hostile in forged(headers))
     other = Ed25519PrivateKey.generate().public_key().public_bytes_raw().hex()
-    assert not verify(request.headers, request.body, f"whpk_{other[:43]}=")
+    assert not verify(headers, request.body, f"whpk_{other[:43]}=")
 
 
 async def test_the_example_for_hub_sha256_verifies(it: Station, sent: Callable[..., Any]):
     it.environ["HUB_SECRET"] = "any text"
     verify = names_of("python verify-hub")["verify"]
     request = await sent(scheme="hub-sha256", secrets=[{"env": "HUB_SECRET"}])
-    assert verify(request.headers, request.body, "any text")
-    assert not verify(request.headers, request.body + b" ", "any text")
+    headers = lower(request.headers)
+    assert verify(headers, request.body, "any text")
+    assert not verify(headers, request.body + b" ", "any text")
+    hostile = forged(headers, "x-hub-signature-256")
+    assert not any(verify(one, request.body, "any text") for one in hostile)
 
 
 def test_the_table_of_answers_is_what_is_decided():

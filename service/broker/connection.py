@@ -20,7 +20,13 @@ from typing import Any, Final
 import aio_pika
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.connection import exception_by_code
-from aiormq.exceptions import AMQPError, InvalidFrameError
+from aiormq.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ConnectionNotAllowed,
+    InvalidFrameError,
+    ProbableAuthenticationError,
+)
 from yarl import URL
 
 from service.broker import topology
@@ -41,6 +47,7 @@ LANES_POLL: Final = 0.5
 UNROUTED_POLL: Final = 30.0
 
 TROUBLE = (AMQPError, OSError, RuntimeError, TimeoutError, BrokerError)
+REFUSALS: Final = (AuthenticationError, ProbableAuthenticationError, ConnectionNotAllowed)
 
 
 @contextmanager
@@ -110,6 +117,28 @@ async def open_connection(url: str, address: Address, name: str) -> AbstractConn
     opened = connection.transport.connection
     register(opened, transport)
     return opened
+
+
+async def open_first(
+    address: Address, name: str, seconds: float = OPEN_TIMEOUT
+) -> AbstractConnection:
+    """Return an open AMQP connection to the first broker that takes us, each within so many `seconds`.
+
+    Raises BrokerError, in words for a person.
+    """
+    failures, is_refused = [], False
+    for url in address.urls:
+        try:
+            async with asyncio.timeout(seconds):
+                return await open_connection(url, address, name)
+        except TROUBLE as error:
+            is_refused = is_refused or isinstance(error, REFUSALS)
+            failures.append(f"{_where(URL(url))}: {_text(error)}")
+    if is_refused:
+        what, advice = "refuses the connection", "the user, password and virtual host of its URL"
+    else:
+        what, advice = "cannot be reached", "its URL, and that RabbitMQ runs there"
+    raise BrokerError(f"the broker {what} ({'; '.join(failures)}): check {advice}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +403,10 @@ def _text(error: BaseException) -> str:
             return str(error)
         case _:
             return f"{type(error).__name__}: {error}".replace("\n", " ").rstrip(": ")
+
+
+def _where(url: URL) -> str:
+    return f"{url.host}:{url.port or (5671 if url.scheme == 'amqps' else 5672)}"
 
 
 def _peer(url: str, connection: AbstractConnection) -> dict[str, Any]:

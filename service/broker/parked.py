@@ -18,11 +18,10 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
 from service.broker.connection import (
-    TROUBLE,
     Address,
     broker_errors,
     close_connection,
-    open_connection,
+    open_first,
 )
 from service.broker.deliveries import Delivered, consume
 from service.broker.rejected import can_be_written_again, parked_again
@@ -75,21 +74,11 @@ def _nobody(_: Parked, __: bool) -> None:  # noqa: FBT001
 @asynccontextmanager
 async def connected(address: Address) -> AsyncIterator[AbstractConnection]:
     """Give an open connection.  Raises BrokerError, in words for a person."""
-    failures = []
-    for url in address.urls:
-        try:
-            connection = await open_connection(url, address, "webhook-dispatcher (command)")
-        except TROUBLE as error:
-            failures.append(f"{type(error).__name__}: {error}".rstrip(": "))
-            continue
-        try:
-            yield connection
-        finally:
-            await close_connection(connection)
-        return
-    raise BrokerError(
-        f"no broker answers ({'; '.join(failures)}): check DISPATCHER_AMQP_URL, and that RabbitMQ runs"
-    )
+    connection = await open_first(address, "webhook-dispatcher (command)")
+    try:
+        yield connection
+    finally:
+        await close_connection(connection)
 
 
 class ParkedQueue:

@@ -5,21 +5,17 @@ from pathlib import Path
 
 import click
 
+from service.commands.terminal import counted
 from service.errors import ConfigurationError
 from service.schemas import PACKAGED, EventSchemas
-from service.settings import Read, Settings, unknown_names
+from service.settings import ALLOW_HTTP, Read, Settings, unknown_names
 from service.subscriptions import Snapshot, load
 
 
 def check_everything(path: Path | None, environ: Mapping[str, str]) -> int:
     """Print what is wrong, a line each, on standard error; return 0 when nothing is, else 2."""
-    problems: list[str] = []
     asked = Read(environ)
-    try:
-        settings = Settings.load(environ)
-    except ConfigurationError as error:
-        problems += str(error).splitlines()
-        settings = Settings.load({})
+    settings, problems = _settings(environ)
     snapshot, found = _subscriptions(path or settings.subscriptions, settings, asked)
     problems += found
     schemas, found = _schemas(settings.schemas or PACKAGED)
@@ -37,8 +33,26 @@ def check_everything(path: Path | None, environ: Mapping[str, str]) -> int:
         click.echo(f"warning: {warning}", err=True)
     count = len(snapshot) if snapshot else 0
     types = len(schemas.types) if schemas else 0
-    click.echo(f"good: {count} subscriptions, {types} event schemas")
+    click.echo(f"good: {counted(count, 'subscriptions')}, {counted(types, 'event schemas')}")
     return 0
+
+
+def _settings(environ: Mapping[str, str]) -> tuple[Settings, list[str]]:
+    """Return the settings without those that are wrong, and what is wrong with these."""
+    good, problems = dict(environ), list[str]()
+    while True:
+        try:
+            return Settings.load(good), problems
+        except ConfigurationError as error:
+            found = str(error).splitlines()
+        problems = problems or found  # what only follows from the first ones is not told
+        wrong = {line.partition(":")[0] for line in found}
+        left = {name: good[name] for name in good if not {name, name.removesuffix("_FILE")} & wrong}
+        if len(left) == len(good):
+            raise ConfigurationError("\n".join(problems))
+        if ALLOW_HTTP in wrong:
+            left[ALLOW_HTTP] = "true"  # who knows which was meant: no target is blamed for it
+        good = left
 
 
 def _subscriptions(

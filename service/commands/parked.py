@@ -16,10 +16,13 @@ from aiormq.exceptions import AMQPChannelError
 
 from service.broker.connection import TROUBLE, Address
 from service.broker.parked import Parked, ParkedQueue, Place, Route, Stays, connected
+from service.broker.rejected import EXPIRED
 from service.broker.topology import Names
-from service.commands.terminal import blanked, json_text
+from service.commands.terminal import blanked, counted, json_text
+from service.core.delivery import Reason
+from service.core.matching import pattern_problem
 from service.core.units import parse_duration
-from service.errors import BrokerError, DispatcherError
+from service.errors import REJECTED_REASONS, BrokerError, DispatcherError
 from service.redrive import (
     UNREADABLE,
     Tell,
@@ -50,6 +53,7 @@ class Kind:
     name: str
     what: str
     columns: tuple[Column, ...]
+    reasons: tuple[str, ...]
     tell: Tell
     queue: Callable[[Names], str]
     route: Callable[[Names], Callable[[Parked], Place | Stays]]
@@ -67,6 +71,7 @@ DEAD = Kind(
         Column("attempts", 8),
         Column("last_error", 0),
     ),
+    (*(reason.value for reason in Reason), UNREADABLE),
     tell_dead_letter,
     lambda names: names.dead,
     lambda names: redrive_dead_letter(names, time.time()),
@@ -82,6 +87,7 @@ REJECTED = Kind(
         Column("bytes", 8),
         Column("detail", 0),
     ),
+    (*REJECTED_REASONS, EXPIRED),
     tell_rejected,
     lambda names: names.rejected,
     redrive_rejected,
@@ -117,8 +123,13 @@ class Moment(click.ParamType[float]):
 def _selecting(kind: Kind) -> Callable[[Command], Command]:
     """Add the filters."""
     options = [
-        click.option("--type", "event_type", help="Event type or pattern, such as payment.#"),
-        click.option("--reason", help="Why it was parked."),
+        click.option(
+            "--type",
+            "event_type",
+            callback=_pattern,
+            help="Event type or pattern, such as payment.#",
+        ),
+        click.option("--reason", type=click.Choice(kind.reasons), help="Why it was parked."),
         click.option(
             "--since", type=Moment(), help="Parked at or after: a time, or 2h for 2 h ago."
         ),
@@ -138,11 +149,18 @@ def _selecting(kind: Kind) -> Callable[[Command], Command]:
     return add
 
 
+def _pattern(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+    problem = None if value is None else pattern_problem(value)
+    if problem:
+        raise click.BadParameter(f"{value!r} {problem}")
+    return value
+
+
 def _group(kind: Kind) -> click.Group:
     """Return the group of commands for one kind of parked message."""
     group = click.Group(kind.name, help=f"Look into {kind.what}, and put them back to work.")
 
-    @group.command("list", help=f"List {kind.what}, oldest first; the queue stays as it is.")
+    @group.command("list", help=f"List {kind.what} as they lie; the queue stays as it is.")
     @_selecting(kind)
     def list_(limit: int | None, *, as_json: bool, **wanted: Any) -> None:
         _run(_print(kind, Wanted(**wanted), limit, as_json=as_json, everything=False))
@@ -200,8 +218,12 @@ async def _print(
 
     async with connected(Address(settings.amqp_urls, settings.amqp_ca_file)) as connection:
         await ParkedQueue(connection, kind.queue(Names(settings.prefix))).look(show)
+    if everything and wanted.event_id is not None and not shown:
+        raise DispatcherError(
+            f"none of the {kind.what} that are meant is of event {wanted.event_id}"
+        )
     if not as_json:
-        click.echo(f"{shown} {kind.what}", err=True)
+        click.echo(counted(shown, kind.what), err=True)
 
 
 def _echo(
@@ -246,7 +268,7 @@ async def _work(
     if as_json:
         click.echo(json_text({word: count, "dry_run": dry_run}))
     else:
-        click.echo(f"{'would be ' if dry_run else ''}{word}: {count} {kind.what}")
+        click.echo(f"{'would be ' if dry_run else ''}{word}: {counted(count, kind.what)}")
     left.tell()
 
 
@@ -273,7 +295,7 @@ class _Left:
             return
         ids = f" ({', '.join(self._ids)}{', …' if self._count > len(self._ids) else ''})"
         line = (
-            f"{self._count} {self._kind.what} left where they are{ids if self._ids else ''}: their headers"
+            f"{counted(self._count, self._kind.what)} left where they are{ids if self._ids else ''}: their headers"
             " cannot be written again (undecodable, nested too deep, or too large); purge can throw them away"
         )
         if self._were_meant:

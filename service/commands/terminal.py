@@ -17,6 +17,11 @@ def blanked(text: str) -> str:
     return "".join(mark if mark.isprintable() else " " for mark in text)
 
 
+def counted(count: int, what: str) -> str:
+    """Return a number and what it counts, such as `1 dead letter`; `what` in the plural."""
+    return f"{count} {what.removesuffix('s') if count == 1 else what}"
+
+
 def json_text(value: Any, *, indent: bool = False) -> str:
     """Return JSON in which every character that does not print is escaped (RFC 8259, section 7)."""
     text = orjson.dumps(value, option=orjson.OPT_INDENT_2 if indent else None).decode()
