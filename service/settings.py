@@ -253,7 +253,8 @@ class Settings(BaseSettings):
         default=LogFormat.JSON, description="json for programs, console for people."
     )
     replicas: Annotated[int, Field(ge=1)] = Field(
-        default=1, description="Processes that share the work; a rate limit is divided by it."
+        default=1,
+        description="Replicas that share the work, workers not counted; a rate limit is divided by it.",
     )
     publish_timeout: Annotated[Seconds, Field(gt=0)] = Field(
         default=30.0, description="How long a publish waits for the broker's confirm; 30s."

@@ -382,6 +382,7 @@ async def test_no_secret_is_ever_shown(it):
         ({"DISPATCHER_INTAKE_PREFETCH": "many"}, "DISPATCHER_INTAKE_PREFETCH"),
         ({"DISPATCHER_SUBSCRIPTIONS": "/nowhere.yaml"}, "/nowhere.yaml"),
         ({"DISPATCHER_SCHEMAS": "/nowhere"}, "/nowhere"),
+        ({"DISPATCHER_ADMIN_HOST": "nowhere.invalid"}, "write an address of this machine"),
     ],
 )
 async def test_a_bad_start_says_why_and_exits_with_2(it, environ, told):
