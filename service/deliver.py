@@ -32,6 +32,7 @@ from service.core.delivery import (
     decide,
     describe,
     expires,
+    in_time,
 )
 from service.core.health import TargetState, Unavailable
 from service.core.schedule import ejected_delay, missed_delay
@@ -263,7 +264,7 @@ class Deliverer:
         at = self._clock.now() + delay
         if cause in _LIMITS:
             # Beside the line, which would otherwise begin that late for everybody.
-            later = at - delay + max(delay, missed_delay(run.delivery.deferrals))
+            later = at - delay + max(delay, missed_delay(run.delivery.trips))
             at = at if expires(run.delivery, state.subscription.retry, later) else later
         return Defer(at, cause)
 
@@ -353,9 +354,11 @@ class Deliverer:
             case Retry(at=at):
                 return await self._outbox.put_off(replace(delivery, round=delivery.round + 1), at)
             case Defer(at=at):
-                if expires(delivery, subscription.retry, at):
+                retry, now = subscription.retry, self._clock.now()
+                if expires(delivery, retry, now):
                     return await self._bury(delivery, Reason.EXPIRED)
-                return await self._put_off(delivery, decision)
+                in_time_at = in_time(delivery, retry, now, at)
+                return await self._put_off(delivery, replace(decision, at=in_time_at))
             case DeadLetter(reason=reason):
                 return await self._bury(delivery, reason)
             case Delivered():

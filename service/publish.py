@@ -107,7 +107,7 @@ class Publisher:
         would reject by its type, id, attributes, size or JSON (event schemas only it knows), TopologyError where the exchange is missing or no queue is bound for the type,
         and BrokerError where there was no confirm.
         """
-        event_id = id or str(uuid.uuid4())
+        event_id = str(uuid.uuid4()) if id is None else id
         message = encode(
             event_type,
             data,

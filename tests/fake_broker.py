@@ -42,7 +42,7 @@ from pamqp.commands import Basic, Queue
 from pamqp.frame import FrameTypes, unmarshal
 from pamqp.header import ContentHeader
 
-from service.broker import connection, parked
+from service.broker import connection
 from service.broker.connection import Address, Broker
 from service.broker.consumer import Lane
 from service.broker.deliveries import Answers, Delivered, DeliveryTransport, register
@@ -799,8 +799,7 @@ def _ignore(*_: object) -> None:
 def standing_in(broker: FakeBroker) -> Iterator[None]:
     """Let whoever opens a connection open one to this broker."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (connection, parked):
-            patch.setattr(module, "open_connection", broker.open)
+        patch.setattr(connection, "open_connection", broker.open)
         # Looking for alarms each second would be most of what happens in an hour.
         patch.setattr(connection, "BLOCKED_POLL", 3600.0)
         patch.setattr(connection, "UNROUTED_POLL", 3600.0)

@@ -26,6 +26,7 @@ from service.core.delivery import (
     after_attempt,
     decide,
     describe,
+    in_time,
 )
 from service.core.event import Event
 from service.core.subscription import RetryPolicy
@@ -93,6 +94,32 @@ def test_an_empty_schedule_means_one_round():
 def test_a_retry_beyond_the_maximum_age_is_no_retry():
     assert decide(DELIVERY, RESET, ALONE, POLICY, 1990.0, 0.0) == Retry(2000.0)
     assert decide(DELIVERY, RESET, ALONE, POLICY, 1991.0, 0.0) == DeadLetter(Reason.EXPIRED)
+
+
+@pytest.mark.parametrize(
+    ("now", "at", "back"),
+    [
+        (1000.0, 1500.0, 1500.0),
+        (1000.0, 5000.0, 1988.5),  # a second and a half before its end, and a hundredth of the way
+        (1980.0, 1990.0, 1990.0),
+        (1980.0, 1999.0, 1998.3),
+        (1998.0, 2100.0, 2000.0),  # no time left for another look
+        (1998.0, 1999.0, 1999.0),
+    ],
+)
+def test_what_is_put_off_is_looked_at_once_more_before_it_expires(
+    now: float, at: float, back: float
+):
+    assert in_time(DELIVERY, POLICY, now, at) == pytest.approx(back)
+
+
+@given(now=st.floats(1000.0, 2000.0), delay=st.floats(0.0, 2000.0), max_age=st.floats(1.0, 1000.0))
+def test_what_is_put_off_is_not_looked_at_later_than_it_expires(
+    now: float, delay: float, max_age: float
+):
+    policy = replace(POLICY, max_age=max_age)
+    back = in_time(DELIVERY, policy, now, now + delay)
+    assert back <= DELIVERY.created_at + max_age
 
 
 def test_a_receiver_cannot_ask_for_more_than_a_day():

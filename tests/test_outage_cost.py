@@ -189,6 +189,38 @@ def test_the_line_puts_nothing_off_past_its_age(monkeypatch):
     assert all(times[0] < 1.0 and len(times) > 1 for times in it.published.values())
 
 
+@pytest.mark.parametrize("down", ["refuses connections", "answers 503", "throttles for a second"])
+def test_what_waits_for_a_target_that_comes_back_before_it_expires_is_delivered(down: str):
+    retry = replace(ORDERS.retry, schedule=(1.0,) * 50, max_age=30.0)
+    it = Outage.of(replace(ORDERS, retry=retry), DOWN[down], seconds=12.0)
+
+    async def body(_: Process) -> None:
+        for number in range(50):
+            it.arrive(number)
+        await it.until_rest()
+
+    play(it, body, prefetch=1024, attempts=512, slow=128)
+    assert len(set(it.accepted)) == 50
+
+
+@pytest.mark.parametrize("max_age", [15.0, 60.0, 3000.0])
+def test_what_waits_for_a_pause_to_end_waits_as_long_as_it_may(max_age: float):
+    paused = replace(ORDERS, enabled=False, retry=replace(ORDERS.retry, max_age=max_age))
+    it = Outage.of(paused, lambda: OK)
+
+    async def body(_: Process) -> None:
+        for number in range(50):
+            it.arrive(number)
+        await it.until_rest()
+
+    play(it, body, prefetch=1024, attempts=512, slow=128)
+    ends = [times[-1] for times in it.published.values()]
+    assert len(ends) == 50
+    assert max_age <= min(ends)
+    assert max(ends) <= max_age + 3.0
+    assert it.most(MINUTE) <= MOST_IN_A_MINUTE
+
+
 def weight_of(process: Process, subscription: Subscription) -> int:
     """Return the weight in hundredths that the first target has now, 0 while it is out."""
     target = process.states.of(subscription).targets[0]

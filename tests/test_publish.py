@@ -113,6 +113,12 @@ async def test_an_event_that_no_queue_wants_is_an_error_that_says_so(
         await publisher.publish("order.created", {})
 
 
+async def test_an_id_that_is_empty_is_no_reason_to_make_one(amqp_url: str, queue: str) -> None:
+    async with Publisher(amqp_url, queue) as publisher:
+        with pytest.raises(EventRejected, match="invalid_envelope"):
+            await publisher.publish("order.created", {}, id="")
+
+
 async def test_publishes_of_one_id_at_the_same_time_keep_their_own_results(
     amqp_url: str, queue: str
 ) -> None:

@@ -253,7 +253,7 @@ def test_the_headers_of_a_delay_are_the_levels_that_make_it_up(seconds):
 
 
 def test_a_place_in_line_that_was_missed_is_followed_by_a_later_one():
-    assert [missed_delay(n) for n in (0, 1, 2, 3, 99)] == [0.0, 20.0, 40.0, 80.0, 300.0]
+    assert [missed_delay(n) for n in (0, 1, 2, 3, 99)] == [0.0, 20.0, 60.0, 180.0, 300.0]
 
 
 def limited(rate: float) -> SubscriptionState:
@@ -299,11 +299,13 @@ class StandingClock:
         return 0.0
 
 
-def put_off(state: SubscriptionState, deferrals: int, cause: DeferCause) -> float:
+def put_off(
+    state: SubscriptionState, deferrals: int, cause: DeferCause, round_number: int = 1
+) -> float:
     """Return for how many seconds a delivery is put off that was put off so often before."""
     nothing: Any = None
     event = Event("1", "order.created", "shop", "2027-01-15T08:00:00Z", 1.8e9, b"{}")
-    delivery = Delivery(event, "a", 1.8e9, deferrals=deferrals)
+    delivery = Delivery(event, "a", 1.8e9, deferrals=deferrals, round=round_number)
     deliverer = Deliverer(nothing, nothing, nothing, StandingClock(), nothing)
     run = deliver._Run(delivery, state, nothing)
     return deliverer._in_line(run, cause, 0.0, 0.0).at - 1.8e9
@@ -313,7 +315,13 @@ def put_off(state: SubscriptionState, deferrals: int, cause: DeferCause) -> floa
 def test_a_delivery_that_missed_its_place_comes_later_and_holds_up_nobody(cause):
     state = limited(10.0)
     waits = [put_off(state, deferrals, cause) for deferrals in (0, 3, 0)]
-    assert waits == pytest.approx([1.0, 80.0, 1.2])
+    assert waits == pytest.approx([1.0, 180.0, 1.2])
+
+
+def test_what_a_throttling_target_has_refused_goes_round_the_broker_three_times_a_minute_at_most():
+    first, retried = 1.0, 5.0  # put off, tried in vain, and by its schedule tried again
+    then = put_off(limited(10.0), 1, DeferCause.THROTTLED, round_number=2)
+    assert first + retried + then > 60.0
 
 
 def test_one_that_missed_its_place_at_a_busy_target_has_the_next():

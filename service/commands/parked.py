@@ -36,6 +36,7 @@ from service.settings import Settings
 
 Command = Callable[..., Any]
 SHOWN_IDS = 3
+UNSEEN = " (those that another command holds at this moment are not seen)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,7 @@ async def _print(
             f"none of the {kind.what} that are meant is of event {wanted.event_id}"
         )
     if not as_json:
-        click.echo(counted(shown, kind.what), err=True)
+        click.echo(f"{counted(shown, kind.what)}{'' if shown else UNSEEN}", err=True)
 
 
 def _echo(
@@ -268,7 +269,8 @@ async def _work(
     if as_json:
         click.echo(json_text({word: count, "dry_run": dry_run}))
     else:
-        click.echo(f"{'would be ' if dry_run else ''}{word}: {counted(count, kind.what)}")
+        would = "would be " if dry_run else ""
+        click.echo(f"{would}{word}: {counted(count, kind.what)}{'' if count else UNSEEN}")
     left.tell()
 
 

@@ -149,7 +149,8 @@ def _distinct(pairs: list[tuple[str, Any]]) -> None:
     seen: set[str] = set()
     for key, _ in pairs:
         if key in seen:
-            raise EventRejected("not_json", f"the key {_shown(key)} is there twice in one object")
+            which = f"the key {_shown(key)}" if key.isidentifier() else "a key"  # it may be data
+            raise EventRejected("not_json", f"{which} is there twice in one object")
         seen.add(key)
 
 

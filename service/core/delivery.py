@@ -122,6 +122,11 @@ class Delivery:
     not_before: float = 0.0
     history: tuple[Attempt, ...] = field(default=())
 
+    @property
+    def trips(self) -> int:
+        """How often it went round the broker: each time that it was put off, and all its retries as one."""
+        return self.deferrals + (self.round > 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
@@ -164,6 +169,8 @@ Decision = Delivered | Failover | Repeat | Retry | Defer | DeadLetter
 
 PAYLOAD_AT_FAULT = frozenset({400, 413, 422})
 HISTORY_KEPT = 10
+_LADDER_LATE = 1.5
+"""Seconds that a trip up the ladder may take longer than asked for, beside its hundredth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +236,17 @@ def _end_round(
 def expires(delivery: Delivery, policy: RetryPolicy, at: float) -> bool:
     """Tell whether the delivery is past its maximum age at `at` (Unix seconds)."""
     return at > delivery.created_at + policy.max_age
+
+
+def in_time(delivery: Delivery, policy: RetryPolicy, now: float, at: float) -> float:
+    """Return when a delivery that is to be put off until `at` comes back (all Unix seconds).
+
+    Not after it has expired: once more just before, as long as that is some seconds away.  The delay ladder is late by
+    up to a second and a hundredth of the delay.
+    """
+    end = delivery.created_at + policy.max_age
+    last_look = end - _LADDER_LATE - 0.01 * (end - now)
+    return min(at, last_look if last_look > now + _LADDER_LATE else end)
 
 
 def after_attempt(delivery: Delivery, attempt: Attempt) -> Delivery:

@@ -58,13 +58,13 @@ def ejected_delay(deferrals: int, until_probe: float, jitter: float) -> float:
     return max(until_probe, doubled) * (1 + abs(jitter))
 
 
-def missed_delay(deferrals: int) -> float:
-    """Return the seconds before another place in line is given to a delivery that has had so many.
+def missed_delay(trips: int) -> float:
+    """Return the seconds before another place in line is given to a delivery that has made so many trips.
 
     Its place was of no use, as the target took less than it had seemed to, or others came before; what is put off
     again and again soon costs the broker more than the delivery is worth.
     """
-    return min(EJECTED_BASE * 2.0 ** (deferrals - 1), SLOT_MAX / 2) if deferrals else 0.0
+    return min(EJECTED_BASE * 3.0 ** (min(trips, 16) - 1), SLOT_MAX / 2) if trips else 0.0
 
 
 class Returns:

@@ -8,6 +8,7 @@ which costs a quarter of a request.
 
 import asyncio
 import errno
+import re
 import socket
 import ssl
 import threading
@@ -17,6 +18,7 @@ from functools import cached_property, partial
 from typing import Any, cast
 
 import aiohttp
+from aiohttp import StreamReader
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest, ConnectionKey
@@ -36,6 +38,7 @@ _KEEP_ALIVE = (
 # earlier where the answer is well-formed; these stop what a parser would swallow for ever.
 _INTERIM_ANSWERS = 16
 _ANSWER_BYTES = 2**20
+_END_OF_HEAD = b"\r\n\r\n"
 
 
 class Observation:
@@ -81,7 +84,9 @@ class WatchedProtocol(ResponseHandler):
         self.observation: Observation | None = None
         self.requests = 0
         self._interim = 0
+        self._heads = 0
         self._received = 0
+        self._body: StreamReader | None = None
 
     def serve(self, attempt: Observation) -> None:
         """Carry one more request."""
@@ -91,7 +96,9 @@ class WatchedProtocol(ResponseHandler):
         self.observation = attempt
         self.requests += 1
         self._interim = 0
+        self._heads = 0
         self._received = 0
+        self._body = None
 
     def data_received(self, data: bytes) -> None:
         """Pass on an answer; close the connection when bytes come that nobody asked for.
@@ -107,6 +114,17 @@ class WatchedProtocol(ResponseHandler):
         elif self.requests:
             self.close()
             return
+        # The parser fails at what does not belong to an answer, and forgets what it has read in the same piece.
+        # So each head goes alone: a 204 with a body, for one, is a 204.
+        while self._body is None and self._heads <= _INTERIM_ANSWERS:
+            end = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
+            if not len(_END_OF_HEAD) <= end < len(data):
+                break
+            self._heads += 1
+            super().data_received(data[:end])
+            data = data[end:]
+            if self.transport is None or self.transport.is_closing():
+                return
         super().data_received(data)
 
     def feed_data(self, data: Any, size: int = 0) -> None:
@@ -116,18 +134,32 @@ class WatchedProtocol(ResponseHandler):
             if self._interim > _INTERIM_ANSWERS:
                 self._give_up(f"more than {_INTERIM_ANSWERS} interim answers")
                 return
+        else:
+            self._body = data[1]
         super().feed_data(data, size)
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
         """Take note of an answer that cannot be read."""
-        if isinstance(exc, HttpProcessingError) and self.observation is not None:
-            self.observation.garbled = self.observation.garbled or exc.message or "garbage"
+        if isinstance(exc, HttpProcessingError):
+            if self.observation is not None:
+                self.observation.garbled = self.observation.garbled or _without_quotes(exc.message)
+            if self._body is not None and not self._body.is_eof():
+                self._body.set_exception(aiohttp.ClientPayloadError("garbage in the body"))
         super().set_exception(exc, *([] if exc_cause is None else [exc_cause]))
 
     def _give_up(self, message: str) -> None:
         if self.transport is not None and not self.transport.is_closing():
             self.set_exception(HttpProcessingError(message=message))
             self.transport.close()
+
+
+def _without_quotes(message: str) -> str:
+    """Return what a parser found wrong without the bytes: they may be an echo of the request, secrets included.
+
+    It quotes them in lines of their own, or at the end of the only line.
+    """
+    first, *quoted = message.strip().split("\n")
+    return (first if quoted else re.split("[:'\"]", first)[0]).strip(": ") or "garbage"
 
 
 class Door(ClientRequest):

@@ -58,7 +58,7 @@ def _name(error: Exception, seen: Observation) -> tuple[FailureKind, str]:
     if refusal := _refusal(error):
         return FailureKind.TLS, describe(refusal)
     if seen.garbled is not None:
-        return FailureKind.PROTOCOL, f"not an HTTP answer: {_first_line(seen.garbled)}"
+        return FailureKind.PROTOCOL, f"not an HTTP answer: {seen.garbled}"
     return _connected(error, seen) if seen.connected else _unconnected(error)
 
 
@@ -129,10 +129,6 @@ def _os_text(error: OSError) -> str:
     if error.errno and not isinstance(error, socket.gaierror):
         return os.strerror(error.errno)  # asyncio's own text repeats the address
     return error.strerror or str(error)
-
-
-def _first_line(message: str) -> str:
-    return message.strip().partition("\n")[0].rstrip(": ")
 
 
 def _unknown(error: Exception) -> str:
