@@ -14,6 +14,7 @@ from service.core.balancer import choose
 from service.core.delivery import (
     Answered,
     Attempt,
+    Burial,
     DeadLetter,
     Decision,
     Defer,
@@ -80,7 +81,7 @@ class Outbox(Protocol):
     async def put_off(self, delivery: Delivery, at: float) -> bool:
         """Bring the delivery back at `at` (Unix seconds)."""
 
-    async def bury(self, delivery: Delivery, reason: Reason, at: float) -> bool:
+    async def bury(self, delivery: Delivery, reason: Reason, at: float) -> Burial:
         """Park the delivery as a dead letter."""
 
 
@@ -375,10 +376,17 @@ class Deliverer:
 
     async def _bury(self, delivery: Delivery, reason: Reason) -> bool:
         now = self._clock.now()
-        if not await self._outbox.bury(delivery, reason, now):
-            return False
-        self._report.dead_lettered(delivery, reason, now)
-        return True
+        match await self._outbox.bury(delivery, reason, now):
+            case Burial.DONE:
+                self._report.dead_lettered(delivery, reason, now)
+                return True
+            case Burial.REFUSED:  # by what people have set: nobody else is to wait for that
+                delay = ejected_delay(delivery.deferrals, 0.0, _jitter())
+                return await self._put_off(delivery, Defer(now + delay, DeferCause.UNPARKED))
+            case Burial.UNKNOWN:
+                return False
+            case other:
+                assert_never(other)
 
 
 def _jitter() -> float:

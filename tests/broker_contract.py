@@ -24,7 +24,7 @@ from service.broker.publisher import Confirmed, Publisher, Unconfirmed
 from service.broker.topology import POISON_LIMIT, Topology
 from service.clock import Clock
 from service.core import ladder
-from service.core.delivery import Attempt, Delivery, Reason
+from service.core.delivery import Attempt, Burial, Delivery, Reason
 from service.core.event import Event
 from service.errors import EventRejected
 
@@ -434,7 +434,7 @@ async def properties_arrive_as_they_were_sent(rig: Rig) -> None:
 async def a_publish_without_a_session_is_unconfirmed(rig: Rig) -> None:
     outbox = Outbox(Publisher(1.0), rig.wanted.names, rig.clock)
     assert not await outbox.put_off(delivery(), rig.clock.now())
-    assert not await outbox.bury(delivery(), Reason.GONE, rig.clock.now())
+    assert await outbox.bury(delivery(), Reason.GONE, rig.clock.now()) is Burial.UNKNOWN
     assert await rig.ready("dead") == await rig.ready("deliveries") == 0
 
 
@@ -503,7 +503,7 @@ async def a_split_event_is_in_the_backlog_for_each_subscription(rig: Rig) -> Non
 @law
 async def a_dead_letter_keeps_its_delivery_and_its_reason(rig: Rig) -> None:
     async with rig.layer() as it:
-        assert await it.outbox.bury(delivery(), Reason.EXHAUSTED, 1.8e9)
+        assert await it.outbox.bury(delivery(), Reason.EXHAUSTED, 1.8e9) is Burial.DONE
     async with rig.channel() as channel:
         got, _ = await rig.consume(channel, "dead")
         await until(lambda: got)

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -255,6 +256,36 @@ async def test_a_disabled_subscription_defers_and_drops_nothing(it):
         await dispatcher.line("delivery.deferred", cause="paused")
         write_subscriptions(it.folder, subscription("s", receiver.url))
         await receiver.wait_for(1, 20)
+
+
+async def test_dead_letters_that_are_refused_wait_and_hold_up_nobody(it, node):
+    it.shorten_waits()
+    policy = ("set_policy", "full", rf"^{re.escape(it.prefix)}\.dead$")
+    limit = json.dumps({"max-length": 1, "overflow": "reject-publish"})
+    events = 700  # more than there may be unconfirmed publishes
+    async with Recorder() as healthy, Recorder(answer=lambda _: 404) as failing:
+        wanted = subscription("failing", failing.url, retry={"schedule": []})
+        dispatcher = await it.dispatcher(wanted, subscription("healthy", healthy.url))
+        node.ctl(*policy, limit, "--apply-to", "queues")
+        try:
+            async with Publisher(it.amqp_url, it.exchange) as publisher:
+                for number in range(events):
+                    await publisher.publish("thing.made", {"n": number})
+            await healthy.wait_for(events)
+            await dispatcher.until(
+                lambda: (
+                    len(dispatcher.of("delivery.deferred", cause="dead_letters_refused"))
+                    > events / 2
+                )
+            )
+        finally:
+            node.ctl("clear_policy", "full")
+        await dispatcher.line("delivery.dead_lettered", events)
+        assert len({request.headers["webhook-id"] for request in healthy.requests}) == events
+        assert len(healthy.requests) == events
+        assert not dispatcher.of("broker.disconnected")
+        assert await dispatcher.stop() == 0
+    assert len(await it.parked("dead")) == events
 
 
 async def test_a_removed_subscription_leaves_a_dead_letter(it):

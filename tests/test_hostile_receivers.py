@@ -334,6 +334,7 @@ async def test_lies_about_length_end_by_what_they_are(it):
             does("204-chunks", says(b"HTTP/1.1 204 X\r\n" + CHUNKED + b"0\r\n\r\n"), "delivered"),
             does("205", says(b"HTTP/1.0 205 X\r\n\r\nsurprise!"), "delivered"),
             does("100-204", says(CONTINUE + b"HTTP/1.1 204 X\r\n\r\n{}"), "delivered"),
+            does("100s-200", says(CONTINUE * 100 + ok % b"0"), "protocol", "interim"),
             does("503", says(b"HTTP/1.1 503 X\r\nContent-Length: 1\r\n\r\nsurprise!"), "503"),
             does("304", says(b"HTTP/1.1 304 X\r\nContent-Length: 9\r\n\r\n"), "304", "status 304"),
         ],

@@ -9,7 +9,7 @@ import pytest
 from pamqp.commands import Basic
 
 from service.broker import publisher
-from service.broker.publisher import GATHER, Confirmed, Publisher, Unconfirmed
+from service.broker.publisher import GATHER, Confirmed, Publisher, Refused, Unconfirmed
 from service.broker.publishes import PublishChannel
 from service.errors import BrokerError
 from tests.test_broker import until
@@ -143,6 +143,19 @@ async def test_what_is_refused_for_too_long_ends_the_session(monkeypatch):
     await session.wire.answer(Basic.Nack(1), channel=2)
     assert await refused == Unconfirmed("'x' took no message for too long")
     assert session.failures == ["'x' took no message for too long"]
+
+
+async def test_who_has_patience_for_less_is_told_of_the_refusal_and_ends_nothing(monkeypatch):
+    monkeypatch.setattr(publisher, "NACK_PAUSE", 0.1)
+    session = Session()
+    it = await session.publisher()
+    refused = asyncio.create_task(it.publish("x", "", b"x", Basic.Properties(), patience=0.05))
+    await turns()
+    await session.wire.answer(Basic.Nack(1))
+    await until(partial(sent_over_the_second, session, 1))
+    await session.wire.answer(Basic.Nack(1), channel=2)
+    assert await refused == Refused()
+    assert not session.failures
 
 
 async def test_what_a_dispatcher_publishes_gathers_on_every_channel(monkeypatch):

@@ -1,21 +1,25 @@
 """Where deliveries and events go that are not done with: ladder, backlog, dead letters, rejected.
 
-Each method is True once the broker has confirmed, and False when nobody knows: then nothing may be
-acked.
+Each method is True (a burial `DONE`) once the broker has confirmed, and False (`UNKNOWN`) when nobody knows: then
+nothing may be acked.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final, assert_never
 
 from service.broker import codec
 from service.broker.consumer import Message
-from service.broker.publisher import Confirmed, Publisher
+from service.broker.publisher import Confirmed, Publisher, Refused, Unconfirmed
 from service.broker.rejected import rejected_properties
 from service.broker.topology import Names
 from service.clock import Clock
 from service.core import ladder
-from service.core.delivery import Delivery, Reason
+from service.core.delivery import Burial, Delivery, Reason
 from service.errors import EventRejected
+
+BURIAL_PATIENCE: Final = 2.0
+"""Seconds for which the queue of dead letters may say no: what waits for it keeps publishes of others waiting."""
 
 
 class Outbox:
@@ -50,12 +54,24 @@ class Outbox:
         )
         return isinstance(published, Confirmed)
 
-    async def bury(self, delivery: Delivery, reason: Reason, at: float) -> bool:
+    async def bury(self, delivery: Delivery, reason: Reason, at: float) -> Burial:
         """Park a delivery as a dead letter."""
         published = await self._publisher.publish(
-            self._names.dead, "", delivery.event.data, codec.dead_properties(delivery, reason, at)
+            self._names.dead,
+            "",
+            delivery.event.data,
+            codec.dead_properties(delivery, reason, at),
+            patience=BURIAL_PATIENCE,
         )
-        return isinstance(published, Confirmed)
+        match published:
+            case Confirmed():
+                return Burial.DONE
+            case Refused():
+                return Burial.REFUSED
+            case Unconfirmed():
+                return Burial.UNKNOWN
+            case _:
+                assert_never(published)
 
     async def reject(self, message: Message, rejection: EventRejected) -> bool:
         """Park a message that cannot be read, byte for byte, with the reason."""

@@ -2,7 +2,8 @@
 
 The result is a value.  `Confirmed` is durable.  `Unconfirmed` means that nobody knows: the channel died,
 the deadline passed, or the broker said no for too long; the session is then given up, so that the message
-which led to this publish comes again.  That may double a delivery and never loses one.
+which led to this publish comes again.  That may double a delivery and never loses one.  `Refused` is for those
+who know what else to do with it than to wait for a queue that says no.
 """
 
 import asyncio
@@ -43,7 +44,12 @@ class Unconfirmed:
     detail: str
 
 
-Published = Confirmed | Unconfirmed
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The broker has it not, and a queue goes on saying no."""
+
+
+Published = Confirmed | Unconfirmed | Refused
 
 
 class Channels(Protocol):
@@ -95,15 +101,21 @@ class Publisher:
         self._retiring.clear()
 
     async def publish(
-        self, exchange: str, routing_key: str, body: bytes, properties: Basic.Properties
+        self,
+        exchange: str,
+        routing_key: str,
+        body: bytes,
+        properties: Basic.Properties,
+        *,
+        patience: float | None = None,
     ) -> Published:
         """Publish persistently, mandatory, and wait for the confirm.
 
         A nack (a queue that cannot take it now) is tried again until the timeout, over another channel
-        every few seconds.
+        every few seconds; or for `patience` seconds only, after which it is `Refused`.
         """
         async with self._room:
-            deadline = asyncio.get_running_loop().time() + self._timeout
+            begun = asyncio.get_running_loop().time()
             while True:
                 channel = self._channel
                 if channel is None:
@@ -117,7 +129,10 @@ class Publisher:
                         pass
                     case other:
                         assert_never(other)
-                if asyncio.get_running_loop().time() > deadline:
+                refused_for = asyncio.get_running_loop().time() - begun
+                if patience is not None and refused_for > patience:
+                    return Refused()
+                if refused_for > self._timeout:
                     channel.fail(f"{exchange!r} took no message for too long")
                     return Unconfirmed(channel.ended)
                 await asyncio.sleep(NACK_PAUSE)

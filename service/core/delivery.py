@@ -6,7 +6,7 @@ a *decision* is what happens next.  Both are closed unions: callers match them a
 """
 
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
 from typing import assert_never
 
 from service.core.event import Event
@@ -89,6 +89,18 @@ class DeferCause(StrEnum):
     PAUSED = "paused"
     UNKNOWN = "unknown_subscription"
     LOCAL = "local"
+    UNPARKED = "dead_letters_refused"
+
+
+class Burial(Enum):
+    """What became of a dead letter that was to be parked."""
+
+    DONE = auto()
+    """The broker has it, durably."""
+    REFUSED = auto()
+    """Its queue takes none now: it is full, or cannot be written."""
+    UNKNOWN = auto()
+    """Nobody knows, nor ever will."""
 
 
 @dataclass(frozen=True, slots=True)
