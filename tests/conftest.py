@@ -2,7 +2,9 @@
 
 import os
 import signal
+import time
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,8 @@ from service.rabbitmq import PrivateBroker
 
 _QUEUES = ("intake", "deliveries", "dead", "rejected", "unrouted")
 _DELAY_LEVELS = 17
+_SETTLED = 3.0
+"""Seconds in which the processes of a queue have started."""
 _BROKER_LOG_SHOWN = 20_000  # characters
 _BROKER_LOGS = pytest.StashKey[list[str]]()
 
@@ -74,23 +78,67 @@ def amqp_url(broker: PrivateBroker | ForeignBroker) -> str:
     return broker.url
 
 
+class Leftovers:
+    """What tests have declared and are done with; it is deleted some seconds later.
+
+    RabbitMQ 3.10 does not survive it sooner: a queue that is deleted while the process starts that passes its
+    dead letters on takes the supervisor of all of these with it, and no such queue works after that.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._waiting: deque[tuple[float, list[str], list[str]]] = deque()
+
+    def add(self, queues: list[str], exchanges: list[str]) -> None:
+        """Have these deleted, where they exist, and now what was added long enough ago."""
+        self.delete()
+        self._waiting.append((time.monotonic(), queues, exchanges))
+
+    def begin_again(self) -> None:
+        """Wait for all of them from now on: the broker has started again."""
+        now = time.monotonic()
+        self._waiting = deque((now, queues, exchanges) for _, queues, exchanges in self._waiting)
+
+    def delete(self) -> None:
+        """Delete what was added long enough ago."""
+        queues: list[str] = []
+        exchanges: list[str] = []
+        while self._waiting and self._waiting[0][0] + _SETTLED < time.monotonic():
+            _, some_queues, some_exchanges = self._waiting.popleft()
+            queues += some_queues
+            exchanges += some_exchanges
+        if queues:
+            _delete(self._url, queues=queues, exchanges=exchanges)
+
+
+@pytest.fixture(scope="session")
+def leftovers(broker: PrivateBroker | ForeignBroker) -> Iterator[Leftovers]:
+    """What is deleted later; a private node takes the rest with it."""
+    leftovers = Leftovers(broker.url)
+    yield leftovers
+    if isinstance(broker, ForeignBroker):
+        time.sleep(_SETTLED + 0.1)
+        leftovers.delete()
+
+
 @pytest.fixture
-def node(broker: PrivateBroker | ForeignBroker) -> Iterator[PrivateBroker]:
+def node(broker: PrivateBroker | ForeignBroker, leftovers: Leftovers) -> Iterator[PrivateBroker]:
     """The broker for tests that stop, kill or administer it; it runs again after each."""
     if isinstance(broker, ForeignBroker):
         pytest.skip("needs to stop the broker, and the one at AMQP_URL is not ours to stop")
     yield broker
     broker.start()
+    leftovers.begin_again()
 
 
 @pytest.fixture
-def prefix(amqp_url: str) -> Iterator[str]:
+def prefix(leftovers: Leftovers) -> Iterator[str]:
     """A PREFIX of the test's own; what the dispatcher declares with it is deleted afterwards."""
     prefix = f"test-{uuid.uuid4().hex[:12]}"
     yield prefix
     levels = [f"{prefix}.delay.{level:02}" for level in range(_DELAY_LEVELS)]
     queues = [f"{prefix}.{name}" for name in _QUEUES] + levels
-    _delete(amqp_url, queues=queues, exchanges=queues)
+    leftovers.add(queues, queues)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ _USED = ("intake", "deliveries", "dead", "rejected", "unrouted", *_LEVELS)
 
 
 @pytest.fixture(scope="module")
-def declared(broker) -> Iterator[Topology]:
+def declared(broker, leftovers) -> Iterator[Topology]:
     """A topology on the real broker that all laws share: declaring one takes longer than a law."""
     prefix = f"test-{uuid.uuid4().hex[:12]}"
     wanted = topology.topology(prefix, f"{prefix}.events", ["#"])
@@ -31,13 +31,8 @@ def declared(broker) -> Iterator[Topology]:
 
     asyncio.run(declare())
     yield wanted
-    bare = pika.BlockingConnection(pika.URLParameters(broker.url))
-    channel = bare.channel()
-    for queue in wanted.queues:
-        channel.queue_delete(queue.name)
-    for exchange in (wanted.events, *wanted.exchanges):
-        channel.exchange_delete(exchange.name)
-    bare.close()
+    names = [exchange.name for exchange in (wanted.events, *wanted.exchanges)]
+    leftovers.add([queue.name for queue in wanted.queues], names)
 
 
 @pytest.fixture
