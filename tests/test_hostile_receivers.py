@@ -460,6 +460,7 @@ async def test_garbage_is_a_failure_of_the_protocol_and_odd_statuses_are_statuse
                 does("no-colon", says(HEAD + b"nonsense\r\n\r\n"), "protocol", "not an HTTP answer"),
                 does("null", says(HEAD + b"X: a\0b\r\n\r\n"), "protocol", "not an HTTP answer"),
                 does("switches", says(b"HTTP/1.1 101 X\r\nUpgrade: x\r\n\r\n"), "101"),
+                does("switches-on", floods(b"HTTP/1.1 101 X\r\nUpgrade: x\r\n\r\n", b"y"), "101"),
                 does("zero", says(b"HTTP/1.1 000 X\r\n" + length + b"\r\n"), "0"),
                 does("999", says(b"HTTP/1.1 999 X\r\n" + length + b"\r\n"), "999"),
                 does("1000", says(b"HTTP/1.1 1000 X\r\n\r\n"), "protocol", "not an HTTP answer"),

@@ -96,8 +96,11 @@ async def _answer(protocol: WatchedProtocol) -> tuple[Answer, bool]:
             break
     if protocol.observation is not None:
         protocol.observation.status = message.code
+    retry_after = message.headers.get("Retry-After")
+    if message.code == _SWITCHING_PROTOCOLS:  # what follows is no body, and need never end
+        return Answer(message.code, retry_after, b""), False
     start = await _read_start(payload)
-    return Answer(message.code, message.headers.get("Retry-After"), start), payload.is_eof()
+    return Answer(message.code, retry_after, start), payload.is_eof()
 
 
 async def _read_start(payload: StreamReader) -> bytes:
