@@ -104,8 +104,9 @@ class Publisher:
 
         `data` is any JSON value, or `bytes` of JSON text, sent as they are.  Without an `id` one is
         made, without a `time` it is now.  Raises EventRejected for an event that the dispatcher
-        would reject by its type, id, attributes, size or JSON (event schemas only it knows), TopologyError where the exchange is missing or no queue is bound for the type,
-        and BrokerError where there was no confirm.
+        would reject by its type, id, attributes, size or JSON (event schemas only it knows),
+        TopologyError where the exchange is missing or no queue is bound for the type, and BrokerError
+        where there was no confirm.
         """
         event_id = str(uuid.uuid4()) if id is None else id
         message = encode(

@@ -117,7 +117,7 @@ def leftovers(broker: PrivateBroker | ForeignBroker) -> Iterator[Leftovers]:
     leftovers = Leftovers(broker.url)
     yield leftovers
     if isinstance(broker, ForeignBroker):
-        time.sleep(_SETTLED + 0.1)
+        time.sleep(_SETTLED + 0.1)  # nothing tells when those processes have started
         leftovers.delete()
 
 

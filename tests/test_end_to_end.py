@@ -271,7 +271,7 @@ async def test_dead_letters_that_are_refused_wait_and_hold_up_nobody(it, node):
             async with Publisher(it.amqp_url, it.exchange) as publisher:
                 for number in range(events):
                     await publisher.publish("thing.made", {"n": number})
-            await healthy.wait_for(events)
+            await healthy.wait_for(events, 20)  # refusals end nothing before 30 s
             await dispatcher.until(
                 lambda: (
                     len(dispatcher.of("delivery.deferred", cause="dead_letters_refused"))
