@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from service.admin import admin_port
 from service.bounded_log import BoundedLog
 from service.broker import topology
-from service.broker.connection import Address, Broker, Waiting
+from service.broker.connection import Broker, Waiting
 from service.broker.consumer import Lane
+from service.broker.opening import Address
 from service.broker.outbox import Outbox
 from service.broker.publisher import Publisher
 from service.budget import Budget

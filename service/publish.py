@@ -28,7 +28,7 @@ from aiormq.exceptions import (
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
-from service.broker.connection import TROUBLE, Address, broker_errors, open_first
+from service.broker.opening import TROUBLE, Address, broker_errors, open_first
 from service.core.decode import Incoming
 from service.core.encode import DEFAULT_MAX_BYTES, encode
 from service.errors import BrokerError, TopologyError

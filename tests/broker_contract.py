@@ -15,9 +15,10 @@ import pytest
 from aiormq.exceptions import AMQPError, PublishError
 from pamqp.commands import Basic
 
-from service.broker import codec, connection, rejected
-from service.broker.connection import Address, Broker
+from service.broker import codec, opening, rejected
+from service.broker.connection import Broker
 from service.broker.consumer import Handler, Lane, Message
+from service.broker.opening import Address
 from service.broker.outbox import Outbox
 from service.broker.parked import Parked, ParkedQueue, Place
 from service.broker.publisher import Confirmed, Publisher, Unconfirmed
@@ -53,7 +54,7 @@ class Rig:
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Any]:
         """Give a bare connection."""
-        found = await connection.open_connection(self.url, Address([self.url]), "a test")
+        found = await opening.open_connection(self.url, Address([self.url]), "a test")
         try:
             yield found
         finally:

@@ -42,10 +42,11 @@ from pamqp.commands import Basic, Queue
 from pamqp.frame import FrameTypes, unmarshal
 from pamqp.header import ContentHeader
 
-from service.broker import connection
-from service.broker.connection import Address, Broker
+from service.broker import connection, opening
+from service.broker.connection import Broker
 from service.broker.consumer import Lane
 from service.broker.deliveries import Answers, Delivered, DeliveryTransport, register
+from service.broker.opening import Address
 from service.broker.outbox import Outbox
 from service.broker.publisher import Publisher
 from service.broker.topology import Binding, Exchange, Topology, topology
@@ -799,7 +800,8 @@ def _ignore(*_: object) -> None:
 def standing_in(broker: FakeBroker) -> Iterator[None]:
     """Let whoever opens a connection open one to this broker."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(connection, "open_connection", broker.open)
+        for place in (connection, opening):
+            patch.setattr(place, "open_connection", broker.open)
         # Looking for alarms each second would be most of what happens in an hour.
         patch.setattr(connection, "BLOCKED_POLL", 3600.0)
         patch.setattr(connection, "UNROUTED_POLL", 3600.0)

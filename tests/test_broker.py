@@ -16,8 +16,9 @@ from pamqp.common import FieldValue
 from service.broker import connection as supervised
 from service.broker import publisher as publishing
 from service.broker import topology
-from service.broker.connection import Address, Broker, open_connection
+from service.broker.connection import Broker
 from service.broker.consumer import Handler, Lane, Message
+from service.broker.opening import Address, open_connection
 from service.broker.publisher import Confirmed, Publisher, Unconfirmed
 from service.clock import SystemClock
 from service.errors import ConfigurationError, TopologyError

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pika  # type: ignore[import-untyped]
 import pytest
 
-from service.broker import connection, topology
-from service.broker.connection import Address
+from service.broker import opening, topology
+from service.broker.opening import Address
 from service.broker.topology import Topology
 from service.clock import SystemClock
 from tests.broker_contract import CONTRACT, Law, Rig
@@ -25,7 +25,7 @@ def declared(broker, leftovers) -> Iterator[Topology]:
     wanted = topology.topology(prefix, f"{prefix}.events", ["#"])
 
     async def declare() -> None:
-        found = await connection.open_connection(broker.url, Address([broker.url]), "a test")
+        found = await opening.open_connection(broker.url, Address([broker.url]), "a test")
         await topology.declare(found, wanted)
         await found.close()
 

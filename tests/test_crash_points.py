@@ -35,7 +35,7 @@ from pamqp.commands import Basic
 
 from service import dispatch, prepared
 from service.broker import codec, rejected, topology
-from service.broker.connection import TROUBLE, Address
+from service.broker.opening import TROUBLE, Address
 from service.broker.outbox import Outbox
 from service.broker.parked import Parked, ParkedQueue, connected
 from service.broker.publishes import Answer, PublishChannel

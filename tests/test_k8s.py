@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import service
-from service.broker.connection import CLOSE_TIMEOUT
+from service.broker.opening import CLOSE_TIMEOUT
 from service.settings import PREFIX, Settings, known_names, unknown_names
 from tests.certificates import Authority
 from tests.tools import custom_resources, manifests

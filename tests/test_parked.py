@@ -16,7 +16,7 @@ import pytest
 from pamqp.commands import Basic
 
 from service.broker import codec, parked, rejected, topology
-from service.broker.connection import Address
+from service.broker.opening import Address
 from service.broker.parked import CHUNK, IDLE, Parked, ParkedQueue, Place, Stays, connected
 from service.broker.wire import Undecodable, head_frames
 from service.core.decode import Incoming, decode

@@ -17,13 +17,8 @@ from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
-from service.broker.connection import (
-    Address,
-    broker_errors,
-    close_connection,
-    open_first,
-)
 from service.broker.deliveries import Delivered, consume
+from service.broker.opening import Address, broker_errors, close_connection, open_first
 from service.broker.rejected import can_be_written_again, parked_again
 from service.errors import BrokerError
 

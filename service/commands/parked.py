@@ -14,7 +14,7 @@ from typing import Any
 import click
 from aiormq.exceptions import AMQPChannelError
 
-from service.broker.connection import TROUBLE, Address
+from service.broker.opening import TROUBLE, Address
 from service.broker.parked import Parked, ParkedQueue, Place, Route, Stays, connected
 from service.broker.rejected import EXPIRED
 from service.broker.topology import Names

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum, auto
 from typing import assert_never
 
+from service.core import ladder
 from service.core.event import Event
 from service.core.schedule import RETRY_AFTER_MAX, ejected_delay, retry_delay
 from service.core.subscription import RetryPolicy
@@ -181,8 +182,6 @@ Decision = Delivered | Failover | Repeat | Retry | Defer | DeadLetter
 
 PAYLOAD_AT_FAULT = frozenset({400, 413, 422})
 HISTORY_KEPT = 10
-_LADDER_LATE = 1.5
-"""Seconds that a trip up the ladder may take longer than asked for, beside its hundredth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,12 +252,11 @@ def expires(delivery: Delivery, policy: RetryPolicy, at: float) -> bool:
 def in_time(delivery: Delivery, policy: RetryPolicy, now: float, at: float) -> float:
     """Return when a delivery that is to be put off until `at` comes back (all Unix seconds).
 
-    Not after it has expired: once more just before, as long as that is some seconds away.  The delay ladder is late by
-    up to a second and a hundredth of the delay.
+    Not after it has expired: once more before, by what the ladder may be late, as long as that is seconds away.
     """
     end = delivery.created_at + policy.max_age
-    last_look = end - _LADDER_LATE - 0.01 * (end - now)
-    return min(at, last_look if last_look > now + _LADDER_LATE else end)
+    last_look = end - ladder.lateness(end - now)
+    return min(at, last_look if last_look > now + ladder.lateness(0.0) else end)
 
 
 def after_attempt(delivery: Delivery, attempt: Attempt) -> Delivery:

@@ -18,6 +18,7 @@ ENTERS = "1"
 """The value of such a header."""
 
 _SPARED_BITS_FROM = 8
+_OWN_TIME = 1.5
 
 
 def seconds_for(delay: float) -> int:
@@ -30,6 +31,14 @@ def seconds_for(delay: float) -> int:
     spare = max(0, whole.bit_length() - _SPARED_BITS_FROM)
     rounded = -(-whole >> spare) << spare
     return min(rounded, MAX_DELAY)
+
+
+def lateness(delay: float) -> float:
+    """Return how much later than asked for a trip may end; both in seconds.
+
+    It is rounded up to whole seconds and to what `seconds_for` keeps, and the broker takes its time.
+    """
+    return _OWN_TIME + delay / 100
 
 
 def entry_level(seconds: int) -> int:

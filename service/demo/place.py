@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from aiormq.abc import AbstractConnection
 
 import service
-from service.broker.connection import TROUBLE, Address
+from service.broker.opening import TROUBLE, Address
 from service.broker.parked import connected
 from service.broker.topology import topology
 from service.demo.screen import Screen

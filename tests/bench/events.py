@@ -17,7 +17,7 @@ from aiormq.abc import AbstractChannel, AbstractConnection
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
-from service.broker.connection import Address, open_connection
+from service.broker.opening import Address, open_connection
 from service.broker.publishes import Answer, PublishChannel
 from service.broker.topology import Arguments
 from service.core.decode import Incoming

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from service.broker.connection import TROUBLE
+from service.broker.opening import TROUBLE
 from service.errors import BrokerError
 from tests.faults.ledger import Account, Place
 from tests.faults.scenarios.base import Scenario

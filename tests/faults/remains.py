@@ -7,8 +7,8 @@ from typing import Any, Final
 
 from aiormq.abc import AbstractConnection
 
-from service.broker.connection import Address, open_connection
 from service.broker.deliveries import Delivered, consume
+from service.broker.opening import Address, open_connection
 from service.broker.topology import Names
 from service.core import ladder
 from tests.faults.ledger import REJECTED, Ledger, Place

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import aiohttp
 import orjson
 
-from service.broker.connection import TROUBLE
+from service.broker.opening import TROUBLE
 from service.rabbitmq import PrivateBrokerError
 from service.watchdog import Watchdog
 from tests.dispatcher import Station, write_subscriptions

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Final
 
-from service.broker.connection import Address, open_connection
+from service.broker.opening import Address, open_connection
 from service.broker.topology import Names
 from tests.faults.scenarios.base import Scenario, Times
 from tests.faults.stage import PREFETCH, WIDEST, Stage
