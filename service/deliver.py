@@ -185,6 +185,11 @@ class Deliverer:
             await self._turns.turn()
         return not work.lost and await self._carry_out(run.delivery, decision, subscription)
 
+    async def carry_later(self, delivery: Delivery) -> bool:
+        """Put a delivery off because of a fault of ours; True when that is durable."""
+        at = self._clock.now() + ejected_delay(delivery.deferrals, 0.0, _jitter())
+        return await self._put_off(delivery, Defer(at, DeferCause.LOCAL))
+
     async def _without_subscription(self, delivery: Delivery, now: float) -> bool:
         """Give a subscription that this replica has not read yet some time to appear."""
         if (

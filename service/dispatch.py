@@ -209,15 +209,36 @@ class Dispatcher:
     ) -> bool:
         """Run all rounds at once; True when everything owed is durable."""
         prepared = Prepared(work[0][0].event, self._render)
-        carry = self._deliverer.carry
         if len(work) == 1:
             delivery, subscription = work[0]
-            return await carry(delivery, subscription, prepared, budget, message)
+            return await self._deliverer.carry(delivery, subscription, prepared, budget, message)
         rounds = (
-            carry(delivery, subscription, prepared, budget, message)
+            self._carry_beside(delivery, subscription, prepared, budget, message)
             for delivery, subscription in work
         )
         return all(await asyncio.gather(*rounds))
+
+    async def _carry_beside(
+        self,
+        delivery: Delivery,
+        subscription: Subscription | None,
+        prepared: Prepared,
+        budget: Budget,
+        message: Message,
+    ) -> bool:
+        """Run one of several rounds; a fault of ours in it is no reason to run the others once more.
+
+        Its delivery is put off and comes back alone, as often as the broker bears with a message.
+        """
+        try:
+            return await self._deliverer.carry(delivery, subscription, prepared, budget, message)
+        except Exception as error:  # noqa: BLE001 - nobody knows what a fault is
+            self._log.error(
+                "service.fault",
+                where=f"{budget.lane} lane, subscription {delivery.subscription_id}",
+                error=f"{type(error).__name__}: {error}",
+            )
+            return not message.lost and await self._deliverer.carry_later(delivery)
 
     async def _split(self, message: Message, event: Event, wanting: Sequence[Subscription]) -> None:
         delivery = Delivery(event=event, subscription_id="", created_at=self._clock.now())

@@ -4,10 +4,14 @@ from dataclasses import replace
 from math import inf
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from yarl import URL
 
 from service.core.address import EgressRules
+from service.core.health import TargetState
 from service.core.subscription import Scheme, Signing, Subscription, Target, TlsFiles
+from service.subscriptions import values
 from service.webhook import route
 from service.webhook.route import Routes, build
 
@@ -26,6 +30,22 @@ def test_the_url_is_sent_without_userinfo_and_fragment() -> None:
     assert str(made().url) == "https://hooks.example.com:8443/in?token=secret"
     assert made().headers["Host"] == "hooks.example.com:8443"
     assert made().headers["Authorization"] == "Basic dXNlcjp3b3Jk"
+
+
+@given(
+    st.from_regex(
+        r"https?://([a-z:%@[\]]{0,4}@)?(\[[0-9a-f:.]{0,9}\]|[a-z0-9._%~-]{1,9})(:[0-9]{1,5})?([/?][!-~]{0,9})?",
+        fullmatch=True,
+    )
+)
+@example("https://me:%5Bword%5D@[::ffff:127.0.0.1]:8443/in?a=%zz")
+def test_a_url_that_a_file_may_hold_can_be_shown_and_sent_to(url: str) -> None:
+    try:
+        target = Target(values.url(url))
+    except ValueError:
+        return
+    assert TargetState(target).host
+    assert made(target).place
 
 
 def test_the_place_holds_host_and_port_alone() -> None:

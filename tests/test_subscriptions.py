@@ -276,12 +276,21 @@ def test_a_wrong_entry_is_refused_with_its_field(
         "https:///path", "https://a.example.com/#part", "https://a.example.com:0", "https://a:99999",
         "https://a.example.com:x", "https://a b", "https://a/\n", "https://a\\@b", "https://[::1",
         "https://user@a@b", "https://ä.example.com", "https://?x", "https://user:pass@", "",
+        "https://user:pa[ss@a.example.com", "https://user:p]ss@a", "https://[1:2]/", "https://[.]", "https://[127.0.0.1]",
+        "https://a..example.com", "https://.a.example.com", f"https://{'a' * 64}.example.com", "https://%31.example.com",
     ],
 )  # fmt: skip
 def test_a_wrong_url_is_refused_and_never_quoted(refused: Refuse, url: str) -> None:
     message = refused({"subscriptions": [entry(targets=[{"url": url}])]})
     assert "targets[0].url: must" in message
     assert not url or url not in message
+
+
+def test_brackets_in_a_password_are_told_to_be_what_is_wrong(refused: Refuse) -> None:
+    message = refused(
+        {"subscriptions": [entry(targets=[{"url": "https://me:pa[ss@a.example.com/"}])]}
+    )
+    assert "brackets in the user or password percent-encoded: %5B and %5D" in message
 
 
 def test_plain_http_is_refused_unless_allowed(loaded: Load, refused: Refuse) -> None:

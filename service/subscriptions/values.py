@@ -6,13 +6,15 @@ header may hold a credential.
 
 import re
 from collections.abc import Callable
+from ipaddress import IPv6Address
 
 from service.core.units import SECONDS, parse_duration, parse_rate
 
 _URL = re.compile(
-    r"https?://(?:[^ /?#@\\]*@)?(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
-    r"(?:[/?][^ #\\]*)?"
+    r"https?://(?:[^ /?#@\\\[\]]*@)?(?:(?P<name>[A-Za-z0-9._-]+)|\[(?P<ipv6>[0-9A-Fa-f:.]+)\])"
+    r"(?::(?P<port>[0-9]{1,5}))?(?:[/?][^ #\\]*)?"
 )
+_HOST_NAME = re.compile(r"(?=.{1,254}$)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?")
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 
@@ -65,9 +67,19 @@ def _read(parse: Callable[[str], float], value: object, wanted: str) -> float:
 def url(value: str) -> str:
     """Check a target's URL and return it unchanged; userinfo is allowed, for Basic authentication."""
     match = _URL.fullmatch(value) if value.isascii() and value.isprintable() else None
-    if match is None or not 1 <= int(match["port"] or 1) <= 65535:
+    if match is None or not 1 <= int(match["port"] or 1) <= 65535 or not _is_host(match):
         raise ValueError(_url_problem(value))
     return value
+
+
+def _is_host(url: re.Match[str]) -> bool:
+    if url["ipv6"] is None:
+        return _HOST_NAME.fullmatch(url["name"]) is not None
+    try:
+        IPv6Address(url["ipv6"])
+    except ValueError:
+        return False
+    return True
 
 
 def _url_problem(value: str) -> str:
@@ -77,6 +89,9 @@ def _url_problem(value: str) -> str:
         return "must be a URL that starts with https:// (or http://)"
     if "#" in value:
         return "must be a URL without a fragment (#): it would never be sent"
+    userinfo, at, _ = re.split("[/?]", value.partition("://")[2])[0].rpartition("@")
+    if at and re.search(r"[\[\]]", userinfo):
+        return "must be a URL with brackets in the user or password percent-encoded: %5B and %5D"
     return "must be a URL with a valid host and port"
 
 
