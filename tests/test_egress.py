@@ -12,6 +12,7 @@ from service.core.address import EgressRules
 from service.core.delivery import Answered, Failed, FailureKind, Forbidden
 from service.core.subscription import TlsFiles
 from service.ports import free_port
+from service.webhook.egress import ThreadResolver
 from service.webhook.sender import WebhookSender
 from tests.certificates import Authority
 from tests.receivers import ConnectProxy, Hostile, Recorder, silent
@@ -114,6 +115,26 @@ async def test_of_several_addresses_only_the_permitted_are_tried(
     assert "127.0.0.1" in outcome.detail
     refused = await attempt(f"http://hooks.example.com:{free_port()}/")
     assert refused.kind is FailureKind.CONNECT
+
+
+async def test_of_a_name_with_very_many_addresses_a_few_of_each_family_are_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def resolve(_host: str, port: int, *_args: Any, **_options: Any) -> list[Any]:
+        v4 = [(f"127.0.{n // 250}.{n % 250}", port) for n in range(2000)]
+        v6 = [(f"2001:db8::{n:x}", port, 0, 0) for n in range(2000)]
+        return [
+            (family, socket.SOCK_STREAM, 6, "", row)
+            for family, rows in ((socket.AF_INET, v4), (socket.AF_INET6, v6))
+            for row in rows
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    found = await ThreadResolver().resolve("hooks.example.com", 443)
+    assert [one["host"] for one in found] == [
+        *(f"127.0.0.{n}" for n in range(8)),
+        *(f"2001:db8::{n:x}" for n in range(8)),
+    ]
 
 
 async def test_plain_http_and_other_ports_are_forbidden_unless_allowed() -> None:

@@ -331,6 +331,7 @@ async def test_lies_about_length_end_by_what_they_are(it):
             does("no-last-chunk", says(HEAD + CHUNKED + b"1\r\nx\r\n"), "reset", "half way"),
             does("both", says(HEAD + b"Content-Length: 5\r\n" + CHUNKED + b"0\r\n\r\n"), "protocol"),
             does("204", says(b"HTTP/1.1 204 X\r\nContent-Length: 9\r\n\r\nsurprise!"), "delivered"),
+            does("204-bare", says(b"HTTP/1.1 204 X\nContent-Length: 9\n\nsurprise!"), "delivered"),
             does("204-chunks", says(b"HTTP/1.1 204 X\r\n" + CHUNKED + b"0\r\n\r\n"), "delivered"),
             does("205", says(b"HTTP/1.0 205 X\r\n\r\nsurprise!"), "delivered"),
             does("100-204", says(CONTINUE + b"HTTP/1.1 204 X\r\n\r\n{}"), "delivered"),

@@ -9,6 +9,7 @@ import time
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import standardwebhooks
@@ -17,6 +18,7 @@ from service import __version__
 from service.core.delivery import Answered, FailureKind
 from service.core.subscription import Scheme, Signing
 from service.ports import free_port
+from service.webhook.egress import Observation, WatchedProtocol
 from service.webhook.formats import Content
 from service.webhook.sender import WebhookSender
 from tests.receivers import Answer, Hostile, Reader, Recorder, Writer, floods, read_request, says
@@ -331,6 +333,20 @@ async def test_an_answer_before_the_request_was_read_is_an_answer() -> None:
         outcome = await send(sender, subscribe(receiver.url), content=content)
     assert isinstance(outcome, Answered)
     assert outcome.status == 413
+
+
+async def test_a_body_in_chunks_of_a_byte_is_not_read_to_its_end() -> None:
+    protocol = WatchedProtocol(asyncio.get_running_loop())
+    protocol.connection_made(Mock(asyncio.Transport, is_closing=lambda: False))
+    protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+    protocol.serve(Observation())
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    protocol.data_received(head + b"1\r\nx\r\n" * 40_000)
+    protocol.data_received(b"1\r\nx\r\n" * 10_000)
+    message, payload = await protocol.read()
+    assert message.code == 200
+    assert len(await payload.read()) == 1 + 65_536 // len(b"1\r\nx\r\n")
+    assert protocol.is_cut_short
 
 
 def hook(secret: str) -> dict[str, Any]:

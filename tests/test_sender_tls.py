@@ -1,20 +1,24 @@
 """Certificates are verified and shown, and refusals are told apart."""
 
+import select
 import shutil
+import socket
 import ssl
+import threading
 import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
+from service.clock import SystemClock
 from service.core.address import EgressRules
 from service.core.delivery import Answered, FailureKind
 from service.core.subscription import TlsFiles
 from service.webhook.sender import WebhookSender
-from service.webhook.tls import describe
+from service.webhook.tls import TlsContexts, describe
 from tests.certificates import Authority
 from tests.receivers import Hostile, Reader, Recorder, Writer
 from tests.sending import (
@@ -24,6 +28,7 @@ from tests.sending import (
     event_loop_policy,  # noqa: F401 - taken up by pytest-asyncio
     send,
     subscribe,
+    until,
 )
 
 pytestmark = both_loops
@@ -189,3 +194,65 @@ class Clock:
 
     def monotonic(self) -> float:
         return time.monotonic() + self.ahead
+
+
+def test_no_key_exchange_is_offered_whose_size_the_target_chooses(authority: Authority) -> None:
+    offered = TlsContexts(SystemClock()).default.get_ciphers()
+    assert {cipher["kea"] for cipher in offered} == {"kx-any", "kx-ecdhe"}
+
+
+async def test_tls_1_2_is_spoken(authority: Authority) -> None:
+    context = authority.server()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with Recorder(tls=context) as receiver:
+        outcome = await attempt(receiver.url, tls=TlsFiles(ca_file=authority.ca_file))
+    assert isinstance(outcome, Answered)
+
+
+async def test_a_receiver_that_says_no_farewell_keeps_no_descriptors(authority: Authority) -> None:
+    async with (
+        Unparting(authority.server()) as receiver,
+        WebhookSender(rules=LOOPBACK) as sender,
+    ):
+        for _ in range(5):
+            outcome = await send(sender, subscribe(receiver.url, tls=TlsFiles(authority.ca_file)))
+            assert isinstance(outcome, Answered)
+        assert len(receiver.taken) == 5
+        await until(lambda: all(map(is_left, receiver.taken)))
+
+
+class Unparting:
+    """Answers over TLS that it closes the connection, and neither does nor notices that the other does."""
+
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        self.taken: list[socket.socket] = []
+        self._tls = tls
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"https://127.0.0.1:{self._listener.getsockname()[1]}/"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    async def __aenter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        for connection in (self._listener, *self.taken):
+            connection.close()
+        self._thread.join(5.0)
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                tls = self._tls.wrap_socket(connection, server_side=True)
+                tls.recv(65_536)
+                tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                self.taken.append(tls)
+
+
+def is_left(connection: socket.socket) -> bool:
+    """Tell whether the other side has closed the connection; reads nothing."""
+    poll = select.poll()
+    poll.register(connection, select.POLLRDHUP)
+    return bool(poll.poll(0))

@@ -12,6 +12,7 @@ import re
 import socket
 import ssl
 import threading
+from collections import Counter
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import cached_property, partial
@@ -38,7 +39,11 @@ _KEEP_ALIVE = (
 # earlier where the answer is well-formed; these stop what a parser would swallow for ever.
 _INTERIM_ANSWERS = 16
 _ANSWER_BYTES = 2**20
-_END_OF_HEAD = b"\r\n\r\n"
+_BODY_BYTES = 2**16  # with what frames its chunks: those of a byte each cost the most
+BODY_KEPT = 2048  # bytes of an answer's body
+_END_OF_HEAD = re.compile(rb"\n\r?\n")
+_ADDRESSES = 8  # of a family: a name may have thousands, each worth a connect
+_FAREWELL = 1.0  # seconds
 
 
 class Observation:
@@ -87,6 +92,9 @@ class WatchedProtocol(ResponseHandler):
         self._heads = 0
         self._received = 0
         self._body: StreamReader | None = None
+        self._body_received = 0
+        self.is_cut_short = False
+        """Whether the answer's body was longer than what is taken of one."""
 
     def serve(self, attempt: Observation) -> None:
         """Carry one more request."""
@@ -99,6 +107,18 @@ class WatchedProtocol(ResponseHandler):
         self._heads = 0
         self._received = 0
         self._body = None
+        self._body_received = 0
+        self.is_cut_short = False
+
+    def close(self) -> None:
+        """Close the connection, with little time for the peer's part of it.
+
+        uvloop's TLS would wait for that for 30 s.
+        """
+        transport = self.transport
+        super().close()
+        if transport is not None and transport.get_extra_info("sslcontext") is not None:
+            self._loop.call_later(_FAREWELL, transport.abort)
 
     def data_received(self, data: bytes) -> None:
         """Pass on an answer; close the connection when bytes come that nobody asked for.
@@ -117,15 +137,36 @@ class WatchedProtocol(ResponseHandler):
         # The parser fails at what does not belong to an answer, and forgets what it has read in the same piece.
         # So each head goes alone: a 204 with a body, for one, is a 204.
         while self._body is None and self._heads <= _INTERIM_ANSWERS:
-            end = data.find(_END_OF_HEAD) + len(_END_OF_HEAD)
-            if not len(_END_OF_HEAD) <= end < len(data):
-                break
+            head = _END_OF_HEAD.search(data)
+            if head is None or head.end() == len(data):
+                super().data_received(data)
+                return
             self._heads += 1
-            super().data_received(data[:end])
-            data = data[end:]
+            super().data_received(data[: head.end()])
+            data = data[head.end() :]
             if self.transport is None or self.transport.is_closing():
                 return
-        super().data_received(data)
+        self._receive_body(data)
+
+    def _receive_body(self, data: bytes) -> None:
+        """Pass on an answer's body to the limit, and beyond it until there is what is kept of one.
+
+        The answer counts without the rest.
+        """
+        room = max(0, _BODY_BYTES - self._body_received)
+        self._body_received += len(data)
+        if room:
+            super().data_received(data[:room])
+            data = data[room:]
+        if not data or self.transport is None or self.transport.is_closing():
+            return
+        body = self._body
+        if body is None or not (body.is_eof() or body.total_bytes >= BODY_KEPT):
+            super().data_received(data)
+            return
+        self.is_cut_short = True
+        if not body.is_eof():
+            body.feed_eof()
 
     def feed_data(self, data: Any, size: int = 0) -> None:
         """Count interim answers, an endless row of which would otherwise keep the whole process busy."""
@@ -150,7 +191,7 @@ class WatchedProtocol(ResponseHandler):
     def _give_up(self, message: str) -> None:
         if self.transport is not None and not self.transport.is_closing():
             self.set_exception(HttpProcessingError(message=message))
-            self.transport.close()
+            self.transport.abort()
 
 
 def _without_quotes(message: str) -> str:
@@ -281,11 +322,22 @@ def _look_up(
         rows = socket.getaddrinfo(
             host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
         )
-        tell = partial(_settle, found, [_resolved(host, row) for row in rows], None)
+        tell = partial(_settle, found, [_resolved(host, row) for row in _few(rows)], None)
     except (OSError, UnicodeError) as error:
         tell = partial(_settle, found, [], error)
     with suppress(RuntimeError):  # the loop has ended meanwhile
         loop.call_soon_threadsafe(tell)
+
+
+def _few(rows: list[Any]) -> list[Any]:
+    """Return the first rows of each address family."""
+    few, seen = [], Counter[int]()
+    for row in rows:
+        family = row[0]
+        seen[family] += 1
+        if seen[family] <= _ADDRESSES:
+            few.append(row)
+    return few
 
 
 def _settle(

@@ -19,12 +19,10 @@ from aiohttp import ClientConnectionResetError, StreamReader
 from aiohttp.connector import Connection
 from aiohttp.http import StreamWriter
 
-from service.webhook.egress import WatchedProtocol
+from service.webhook.egress import BODY_KEPT, WatchedProtocol
 
-_READ_LIMIT = 65_536  # bytes of an answer's body, after which the connection is closed
 _WHOLE_LIMIT = 2**20  # bytes of a body that go out in one piece; more would hold up the loop
 _PIECE = 2**16
-_KEPT = 2048  # bytes of an answer's body that are kept
 _LINE_LIMIT = 16_384  # bytes of one header of an answer; some send long security policies
 _SWITCHING_PROTOCOLS = 101
 
@@ -100,21 +98,13 @@ async def _answer(protocol: WatchedProtocol) -> tuple[Answer, bool]:
     if message.code == _SWITCHING_PROTOCOLS:  # what follows is no body, and need never end
         return Answer(message.code, retry_after, b""), False
     start = await _read_start(payload)
-    return Answer(message.code, retry_after, start), payload.is_eof()
+    return Answer(message.code, retry_after, start), not protocol.is_cut_short
 
 
 async def _read_start(payload: StreamReader) -> bytes:
-    """Read the body to its end or to the limit, and return how it starts."""
-    if payload.is_eof():
-        return payload.read_nowait()[:_KEPT]
-    start = await payload.read(_READ_LIMIT)
-    size = len(start)
-    while size < _READ_LIMIT and not payload.at_eof():
-        chunk = await payload.read(_READ_LIMIT - size)
-        size += len(chunk)
-        if len(start) < _KEPT:
-            start += chunk
-    return start[:_KEPT]
+    """Read the body to its end, which is there after what is taken of one, and return how it starts."""
+    body = payload.read_nowait() if payload.is_eof() else await payload.read()
+    return body[:BODY_KEPT]
 
 
 async def _in_pieces(protocol: WatchedProtocol, head: bytes, body: bytes) -> None:

@@ -16,6 +16,10 @@ from service.core.subscription import TlsFiles
 _KEPT = 128  # contexts; one that trusts the system's authorities takes about a megabyte
 _FRESH = 1.0  # seconds until the files of a context are looked at again
 
+# TLS 1.2 with a key exchange over curves alone: of a Diffie-Hellman group the server chooses the size, and one of
+# 10,000 bits costs us a second of CPU a handshake.
+_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:ECDHE+AES:!SHA1:!AESCCM"
+
 # OpenSSL's X509_V_ERR numbers (x509_vfy.h) that have a clearer name than its own text.
 _VERIFY_TEXTS = {
     9: "certificate is not valid yet",
@@ -28,6 +32,7 @@ _VERIFY_TEXTS = {
     64: "certificate is for another address",
 }
 _REASON_TEXTS = {
+    "WRONG_CIPHER_RETURNED": "the target wants a key exchange that is not spoken: TLS 1.2 only with ECDHE",
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "the target demands a client certificate",
     "SSLV3_ALERT_HANDSHAKE_FAILURE": "the target refused the handshake",
     "TLSV1_ALERT_UNKNOWN_CA": "the target does not know the client certificate's CA",
@@ -90,13 +95,14 @@ def describe(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         text: str = getattr(error, "verify_message", "certificate refused")
         return _VERIFY_TEXTS.get(getattr(error, "verify_code", 0), text)
-    reason: str = getattr(error, "reason", None) or "handshake failed"
+    reason: str = getattr(error, "reason", None) or "broken off"
     return _REASON_TEXTS.get(reason) or reason.replace("_", " ").lower()
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=files.ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(_CIPHERS)
     context.set_alpn_protocols(["http/1.1"])
     if files.client_cert_file is not None:
         # An empty password instead of a question on the terminal, where the key is encrypted.
