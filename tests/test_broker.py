@@ -12,6 +12,7 @@ import pika  # type: ignore[import-untyped]
 import pytest
 from aiormq.abc import AbstractConnection
 from pamqp.common import FieldValue
+from yarl import URL
 
 from service.broker import connection as supervised
 from service.broker import publisher as publishing
@@ -76,6 +77,7 @@ async def rig(
     declare: bool = True,
     queue: str = "intake",
     publish_timeout: float = 10.0,
+    beside: tuple[str, ...] = (),
 ) -> AsyncIterator[Rig]:
     got: list[Message] = []
 
@@ -90,7 +92,7 @@ async def rig(
     broker = Broker(
         Address([amqp_url]),
         wanted,
-        [lane],
+        [lane, *(Lane(name, f"{prefix}.{name}", prefetch, keep, log) for name in beside)],
         publisher,
         log,
         SystemClock(),
@@ -379,6 +381,93 @@ async def test_a_deleted_queue_is_made_again_and_consumed(amqp_url, prefix, even
         await until(lambda: it.broker.consuming)
         await send(amqp_url, events_exchange, b"1")
         await until(lambda: it.got)
+
+
+@pytest.mark.parametrize("what", ["its queue", "the team's exchange"])
+async def test_what_nobody_consumes_or_publishes_to_is_missed_as_well(
+    amqp_url, prefix, events_exchange, monkeypatch, what
+):
+    # RabbitMQ 3.10 does not survive that a queue with such dead-lettering is deleted soon after it was made.
+    monkeypatch.setattr(topology, "_level_queue", a_plain_queue)
+    monkeypatch.setattr("service.broker.connection.UNROUTED_POLL", 0.2)
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.broker.consuming)
+        async with raw(amqp_url) as connection:
+            channel = await connection.channel()
+            if what == "its queue":
+                await channel.queue_delete(f"{prefix}.delay.04")
+            else:
+                await channel.exchange_delete(events_exchange)
+        await until(lambda: it.log.of("broker.disconnected"))
+        await until(lambda: it.broker.consuming)
+        async with raw(amqp_url) as connection:
+            channel = await connection.channel()
+            await channel.queue_declare(f"{prefix}.delay.04", passive=True)
+        await send(amqp_url, events_exchange, b"1")
+        await until(lambda: it.got)
+
+
+def a_plain_queue(level: int, names: topology.Names) -> topology.Queue:
+    return topology.Queue(names.delay(level), {"x-queue-type": "quorum"})
+
+
+async def test_nothing_is_worked_on_before_every_lane_consumes(amqp_url, prefix, events_exchange):
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.broker.consuming)
+    await send(amqp_url, events_exchange, b"1")
+    async with rig(amqp_url, prefix, events_exchange, beside=("no-such-queue",)) as it:
+        await until(lambda: len(it.log.of("broker.disconnected")) == 3)
+        assert not it.got
+        async with raw(amqp_url) as connection:
+            channel = await connection.channel()
+            await channel.queue_declare(f"{prefix}.no-such-queue", auto_delete=True)
+            await until(lambda: it.got, 20)
+
+
+async def test_a_right_to_write_that_is_missing_is_told_before_anything_is_worked_on(
+    node, amqp_url, prefix, events_exchange
+):
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.broker.consuming)
+    await send(amqp_url, events_exchange, b"1")
+    user, users = f"user-{prefix}", "rabbit_auth_backend_internal"
+    write = rf"^(?!{prefix}\\.dead$).*"
+    add = f'add_user(<<"{user}">>, <<"secret">>, <<"test">>)'
+    allow = f'set_permissions(<<"{user}">>, <<"/">>, <<"">>, <<"{write}">>, <<".*">>, <<"test">>)'
+    await asyncio.to_thread(node.ctl, "eval", f"{users}:{add}, {users}:{allow}.")
+    url = str(URL(amqp_url).with_user(user).with_password("secret"))
+    async with rig(url, prefix, events_exchange, declare=False) as it:
+        await until(lambda: len(it.log.of("broker.disconnected")) == 2)
+        assert all(
+            f"refuses '{prefix}.dead': ACCESS_REFUSED" in line["error"]
+            for line in it.log.of("broker.disconnected")
+        )
+        assert not it.got
+    assert await depth(amqp_url, f"{prefix}.delay.00") == 0
+
+
+async def test_a_broker_with_small_frames_is_refused_with_what_to_do(
+    amqp_url, prefix, events_exchange, monkeypatch
+):
+    monkeypatch.setattr(supervised, "FRAME_LEAST", 1_000_000)
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        (line, *_) = await until(lambda: it.log.of("broker.disconnected"))
+    assert "no frames of more than 131072 bytes: set its frame_max to 1000000" in line["error"]
+
+
+@pytest.mark.parametrize(("steady", "failures"), [(10.0, [1, 2, 3]), (0.0, [1, 1, 1])])
+async def test_sessions_that_end_soon_come_more_and_more_rarely(
+    amqp_url, prefix, events_exchange, monkeypatch, steady, failures
+):
+    monkeypatch.setattr(supervised, "STEADY", steady)
+    told: list[int] = []
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        while len(told) < 3:
+            session = await until(lambda: it.broker.consuming and it.broker._session)
+            session.fail("told to")
+            await until(lambda: len(it.log.of("broker.disconnected")) == len(told) + 1)
+            told.append(it.broker._failures)
+    assert told == failures
 
 
 # Nothing that is published shows that this one is gone: it is where the delay ladder ends.

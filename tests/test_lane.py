@@ -71,6 +71,7 @@ async def test_a_lane_stopped_while_it_begins_to_consume_takes_nothing_and_cance
     assert (lane.in_flight, taken) == (0, [])
     await lane.drained()
     await lane.consume(channels, pytest.fail)
+    lane.begin()
     assert len(given) == 1
 
 
@@ -93,6 +94,7 @@ class Traffic:
 
     async def begin(self) -> "Traffic":
         await self.lane.consume(self.channels, pytest.fail)
+        self.lane.begin()
         return self
 
     def come(self) -> int:

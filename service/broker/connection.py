@@ -36,6 +36,9 @@ from service.log import Log, rfc3339
 
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_MAX: Final = 15.0
+STEADY: Final = 10.0
+"""Seconds that a session has to last, so that the next has to wait no longer than after the first failure."""
+FRAME_LEAST: Final = 131_072
 BLOCKED_POLL: Final = 1.0
 LANES_POLL: Final = 0.5
 UNROUTED_POLL: Final = 30.0
@@ -137,6 +140,7 @@ class Broker:
         self._session: Session | None = None
         self._stopping = False
         self._failures = 0
+        self._opened_at = float("inf")
         self._next_url = 0
 
     @property
@@ -153,7 +157,10 @@ class Broker:
         """Connect, consume, and do so again whenever the connection is lost; ends only by cancellation."""
         while True:
             reason = await self._one_session()
-            self._failures += 1
+            lived = asyncio.get_running_loop().time() - self._opened_at
+            # One that ends soon may have had the same reason as the one before: all that is under way comes again.
+            self._failures = 1 if lived >= STEADY else self._failures + 1
+            self._opened_at = float("inf")
             ceiling = min(BACKOFF_FIRST * 2.0**self._failures, BACKOFF_MAX)
             pause = random.uniform(BACKOFF_FIRST / 2, ceiling)  # noqa: S311 - spreads reconnects
             self._log.error(
@@ -216,15 +223,19 @@ class Broker:
             await session.close()
             raise
         self._next_url -= 1
-        self._failures = 0
+        self._opened_at = asyncio.get_running_loop().time()
         self._log.info("broker.connected", **_peer(url, consuming))
         return session
 
     async def _begin(self, session: Session) -> None:
+        _see_frames(session.publishing)
         await self._prepare(session.publishing, self._wanted)
+        await topology.check_writing(session.publishing, self._wanted)
         await self._publisher.use(session, session.fail)
         for lane in self._lanes:
             await lane.consume(session, session.fail)
+        for lane in self._lanes:
+            lane.begin()
 
     async def _guard(self, session: Session, watch: Callable[[Session], Awaitable[None]]) -> None:
         try:
@@ -258,8 +269,9 @@ class Broker:
         """Count what waits for people, and see that our exchanges are there.
 
         The catch-all queue must stay empty.  The broker parks by itself what was delivered too often; nothing else
-        here would tell of it, nor of an exchange that was deleted, behind which the delay ladder stands still: that
-        ends the session, and the next one declares it.  A passive declaration needs no permission at all.
+        here would tell of it, nor of what was deleted: without an exchange the delay ladder, or every producer,
+        stands still, and without a queue of the ladder delays are skipped.  That ends the session, and the next
+        one declares it.  A passive declaration needs no permission at all.
         """
         names = self._wanted.names
         channel = await session.channel(session.consuming, confirms=False)
@@ -270,9 +282,21 @@ class Broker:
             self._on_waiting(waiting)
             if waiting.unrouted:
                 self._log.error("broker.unrouted", queue=names.unrouted, messages=waiting.unrouted)
-            for exchange in self._wanted.exchanges:
+            for exchange in (self._wanted.events, *self._wanted.exchanges):
                 await channel.exchange_declare(exchange.name, passive=True)
+            for queue in self._wanted.queues:
+                await channel.queue_declare(queue.name, passive=True)
             await asyncio.sleep(UNROUTED_POLL)
+
+
+def _see_frames(connection: AbstractConnection) -> None:
+    """See that what a delivery carries beside its body fits a frame: none that does not could ever be put off."""
+    largest = connection.connection_tune.frame_max
+    if 0 < largest < FRAME_LEAST:
+        raise BrokerError(
+            f"the broker takes no frames of more than {largest} bytes: set its frame_max to {FRAME_LEAST}"
+            " (the default) or more"
+        )
 
 
 async def _stop(lane: Lane) -> None:

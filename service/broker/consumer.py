@@ -185,6 +185,7 @@ class Lane:
         self._streams: list[_Stream] = []
         self._leaving: set[asyncio.Task[None]] = set()
         self._stopped = False
+        self._is_held = False
         self._changed_at = float("-inf")
 
     @property
@@ -193,12 +194,21 @@ class Lane:
         return len(self._tasks) + len(self._waiting)
 
     async def consume(self, channels: Channels, on_failure: Callable[[str], None]) -> None:
-        """Start to consume over channels of this session, unless the lane was stopped."""
-        if not self._stopped:
-            self._channels, self._on_failure = channels, on_failure
-            await self._begin(await channels.to_consume(), self.prefetch)
+        """Start to consume over channels of this session, unless the lane was stopped.
 
-    async def _begin(self, channel: AbstractChannel, prefetch: int) -> None:
+        What comes waits for `begin`: a session that cannot be completed would have the work done again by the next.
+        """
+        if not self._stopped:
+            self._is_held = True
+            self._channels, self._on_failure = channels, on_failure
+            await self._consume(await channels.to_consume(), self.prefetch)
+
+    def begin(self) -> None:
+        """Begin to work on what comes."""
+        self._is_held = False
+        self._start_waiting()
+
+    async def _consume(self, channel: AbstractChannel, prefetch: int) -> None:
         settler = Settler(channel, prefetch, self._on_failure)
         stream = _Stream(channel, settler, prefetch)
         self._streams.append(stream)
@@ -246,7 +256,7 @@ class Lane:
             async with asyncio.timeout(CHANGE_WITHIN):
                 await stream.settler.emptied(but=unfinished)
         if not self._stopped:
-            await self._begin(channel, max(1, self._room))
+            await self._consume(channel, max(1, self._room))
         leaving = asyncio.get_running_loop().create_task(self._leave(stream))
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
@@ -308,7 +318,7 @@ class Lane:
         if self._stopped:  # left unsettled: others get it when this connection ends
             return
         # After a reconnect the work of the old channel may still be under way: the bound covers both.
-        if len(self._tasks) < self.prefetch:
+        if len(self._tasks) < self.prefetch and not self._is_held:
             self._start(message)
         else:
             self._waiting.append(message)
@@ -320,7 +330,10 @@ class Lane:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        while self._waiting and len(self._tasks) < self.prefetch:
+        self._start_waiting()
+
+    def _start_waiting(self) -> None:
+        while self._waiting and len(self._tasks) < self.prefetch and not self._is_held:
             message = self._waiting.popleft()
             if not message.lost:
                 self._start(message)

@@ -232,6 +232,26 @@ async def check(connection: AbstractConnection, wanted: Topology) -> None:
     await channel.close()
 
 
+async def check_writing(connection: AbstractConnection, wanted: Topology) -> None:
+    """Check that we may publish to what is ours to publish to; raises TopologyError for the first that we may not.
+
+    A publish that is refused ends its channel, and everything that is under way comes again, each time.  What is
+    published within a transaction that is rolled back goes nowhere (AMQP 0-9-1, class `tx`).
+    """
+    names = wanted.names
+    for exchange in wanted.exchanges:
+        if exchange.name in (names.unrouted, names.intake):  # by the broker, and by people
+            continue
+        channel = await connection.channel(publisher_confirms=False)
+        try:
+            await channel.tx_select()
+            await channel.basic_publish(b"", exchange=exchange.name)
+            await channel.tx_rollback()
+        except AMQPChannelError as error:
+            raise _refused(exchange.name, error) from error
+        await channel.close()
+
+
 async def _exists(connection: AbstractConnection, exchange: str) -> bool:
     channel = await connection.channel()
     try:
