@@ -16,6 +16,7 @@ import pytest
 from pamqp.commands import Basic
 
 from service.broker import codec, parked, rejected, topology
+from service.broker.deliveries import consume
 from service.broker.opening import Address
 from service.broker.parked import CHUNK, IDLE, Parked, ParkedQueue, Place, Stays, connected
 from service.broker.wire import Undecodable, head_frames
@@ -61,6 +62,21 @@ async def bury(it: Station, *deliveries: Delivery, reason: Reason = Reason.EXHAU
                 exchange=f"{it.prefix}.dead",
                 properties=codec.dead_properties(one, reason, NOW + 5),
             )
+
+
+async def bury_at_once(it: Station, count: int) -> None:
+    """Bury letters that tell their number, and nothing else."""
+    async with connected(Address([it.amqp_url])) as connection:
+        channel = await connection.channel()
+        properties = codec.dead_properties(delivery(1), Reason.EXHAUSTED, NOW + 5)
+        await asyncio.gather(
+            *(
+                channel.basic_publish(
+                    b"%d" % number, exchange=f"{it.prefix}.dead", properties=properties
+                )
+                for number in range(count)
+            )
+        )
 
 
 async def ids(it: Station, *arguments: str) -> list[str]:
@@ -531,6 +547,45 @@ async def test_no_answer_of_the_broker_is_waited_for_without_a_bound(it, monkeyp
             with pytest.raises(BrokerError, match="within 1 s"):
                 await queue.work(lambda _: False, lambda _: None, None)
     await until(lambda: _at_least(lambda: depth(it, "dead"), 2))
+
+
+@pytest.mark.parametrize("window", [parked.WINDOW, 1000])
+async def test_a_look_sees_every_message_however_many_there_are(it, monkeypatch, window):
+    monkeypatch.setattr(parked, "WINDOW", window)
+    await bury_at_once(it, 2_100)
+    seen: list[bytes] = []
+
+    def see(message: Parked) -> bool:
+        seen.append(message.body)
+        return True
+
+    async with connected(Address([it.amqp_url])) as connection:
+        assert await ParkedQueue(connection, f"{it.prefix}.dead").look(see) == 0
+    assert seen == [b"%d" % number for number in range(2_100)]
+    assert "would be purged: 2100 " in await it.command("dead", "purge", "--dry-run")
+
+
+async def test_what_another_takes_meanwhile_is_told_to_be_unseen(it, monkeypatch):
+    monkeypatch.setattr(parked, "IDLE", 0.5)
+    await bury_at_once(it, 5)
+    usual, name = consume, f"{it.prefix}.dead"
+    async with connected(Address([it.amqp_url])) as connection:
+        other = await connection.channel()
+
+        async def after_another_took_three(*what: Any, **more: Any) -> str:
+            for _ in range(3):
+                await other.basic_get(name)
+            return await usual(*what, **more)
+
+        monkeypatch.setattr(parked, "consume", after_another_took_three)
+        assert await ParkedQueue(connection, name).look(lambda _: True) == 3
+
+
+async def test_what_was_dealt_with_is_gone_when_the_command_has_ended(it):
+    await bury_at_once(it, 600)
+    for left in (500, 400, 300, 200, 100, 0):
+        assert "purged: 100 " in await it.command("dead", "purge", "--limit", "100")
+        assert await depth(it, "dead") == left
 
 
 async def test_a_walk_whose_connection_breaks_while_it_waits_for_messages_ends_at_once(it):

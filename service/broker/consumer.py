@@ -44,6 +44,8 @@ LINGER: Final = 5.0
 
 RabbitMQ holds acks back while it is behind with a quorum queue, and forgets them with their channel.
 """
+CATCHES_UP: Final = 1.0
+"""Seconds in which RabbitMQ takes in what acks it has held back, once no more come."""
 CHANNELS_LEFT: Final = 4
 """Channels that wait for their unfinished messages, at most, for each lane."""
 
@@ -291,11 +293,13 @@ class Lane:
             await self._streams[-1].cancel()
 
     async def drained(self) -> None:
-        """Wait until nothing is in flight and every ack is sent."""
+        """Wait until nothing is in flight and every ack is sent, and for a moment where the broker may be behind."""
         while self._tasks:
             await asyncio.wait(self._tasks)
         for stream in self._streams:
             await stream.settler.finish()
+        if any(stream.settler.may_be_held_back(CATCHES_UP) for stream in self._streams):
+            await asyncio.sleep(CATCHES_UP)
 
     async def cut_off(self) -> None:
         """Stop the work that is still under way; its messages stay unacked."""

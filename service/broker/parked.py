@@ -8,9 +8,10 @@ only after its copy is confirmed; a crash, or a connection that is lost, doubles
 
 import asyncio
 from asyncio import FIRST_COMPLETED
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import compress
 from typing import Final
 
 from aiormq.abc import AbstractChannel, AbstractConnection
@@ -24,6 +25,15 @@ from service.errors import BrokerError
 
 CHUNK: Final = 100
 """Messages that a walk holds at a time; a consumer that holds its prefetch is sent no more."""
+
+WINDOW: Final = 65_535
+"""Messages that a look holds with one consumer: the largest prefetch there is.
+
+None at all would be no more: RabbitMQ takes it for 2,000 where the queue is a quorum queue.
+"""
+
+CATCHES_UP: Final = 1.0
+"""Seconds in which RabbitMQ takes in what acks it has held back; it forgets those with their channel."""
 
 ANSWER: Final = 30.0
 """Seconds for each answer of the broker: nothing here waits for it without a bound."""
@@ -83,20 +93,26 @@ class ParkedQueue:
         self._connection = connection
         self._name = name
 
-    async def look(self, visit: Callable[[Parked], bool]) -> None:
+    async def look(self, visit: Callable[[Parked], bool]) -> int:
         """Show every message to `visit` until it returns False, and leave the queue as it was.
 
-        Nothing is kept here: of a million messages the broker holds a list, and this process one.  Raises what
+        Returns how many could not be shown, because others hold them.  Nothing is kept here: of a million messages the broker holds a list, and this process one.  Raises what
         `visit` raises, and BrokerError where the connection is lost on the way.
         """
         channel, left = await self._open(confirms=False)
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+        spent: asyncio.Future[None] = loop.create_future()
+        window = 0
 
         def see(message: Delivered) -> None:
-            nonlocal left
+            nonlocal left, window
             if done.done():
                 return
             left -= 1
+            window -= 1
+            if not window:
+                spent.set_result(None)
             try:
                 goes_on = visit(_parked(message))
             except Exception as error:  # noqa: BLE001 - the library's reader must not end by it
@@ -106,21 +122,24 @@ class ParkedQueue:
                 done.set_result(None)
 
         try:
-            if left:
-                async with _in_time():
-                    await consume(channel, self._name, see, prefetch=0)
             while left and not done.done():
+                if not window:  # a further consumer goes on where the one before may hold no more
+                    spent, window = loop.create_future(), WINDOW
+                    async with _in_time():
+                        await consume(channel, self._name, see, prefetch=WINDOW)
                 before = left
                 await asyncio.wait(
-                    [done, channel.closing], timeout=IDLE, return_when=FIRST_COMPLETED
+                    [done, spent, channel.closing], timeout=IDLE, return_when=FIRST_COMPLETED
                 )
                 if left == before and not done.done():
                     await self._see_that_it_lives(channel, left)
                     break  # another process holds the rest
             if done.done():
                 done.result()
+                return 0
         finally:
             await _closed(channel)  # what is not acked goes back, each to its place
+        return left
 
     async def work(
         self, chosen: Choose, route: Route, limit: int | None, left_alone: Left = _nobody
@@ -130,7 +149,7 @@ class ParkedQueue:
         `route` says where each goes; None means that it is dropped.
         """
         channel, left = await self._open(confirms=True)
-        closing, done = channel.closing, 0
+        closing, done, is_gapless = channel.closing, 0, True
         try:
             while left and done != limit:
                 size = min(CHUNK, left) if limit is None else min(CHUNK, left, limit - done)
@@ -143,13 +162,31 @@ class ParkedQueue:
                 ]
                 # All of them come to their end: one that fails must not leave others confirmed, unacked.
                 ends = await asyncio.gather(*moved, return_exceptions=True)
+                settled = [isinstance(end, bool) for end in ends]
+                is_gapless = is_gapless and all(settled)
+                await self._ack(channel, compress(chunk, settled), together=is_gapless)
                 for end in ends:
                     if isinstance(end, BaseException):
                         raise end
-                    done += end
+                    done += bool(end)
+            await self._see_that_it_lives(channel, left)  # and so has had the last ack
         finally:
+            if not is_gapless:
+                await asyncio.sleep(CATCHES_UP)
             await _closed(channel)
         return done
+
+    async def _ack(
+        self, channel: AbstractChannel, messages: Iterable[Delivered], *, together: bool
+    ) -> None:
+        """Ack messages in one piece, or one by one because there is one before them that is not to be acked."""
+        tags = [message.tag for message in messages]
+        async with _in_time():
+            if together:
+                await channel.basic_ack(tags[-1], multiple=True, wait=False)
+            else:
+                for tag in tags:
+                    await channel.basic_ack(tag, wait=False)
 
     def _tail(self, parked: Parked) -> Place | Stays:
         if not can_be_written_again(parked.properties):
@@ -165,18 +202,16 @@ class ParkedQueue:
         chosen: Choose,
         route: Route,
         left_alone: Left,
-    ) -> bool:
-        """Bring a message to its place and tell whether a chosen one was dealt with."""
+    ) -> bool | None:
+        """Bring a message to its place and tell whether it was a chosen one; None where it stays where it lies."""
         parked = _parked(message)
         matches = chosen(parked)
         place = route(parked) if matches else self._tail(parked)
         if isinstance(place, Stays):
             left_alone(parked, matches)  # not acked, it goes back when the channel is closed
-            return False
+            return None
         if place is not None:
             await self._publish(channel, message.body, place)
-        async with _in_time():
-            await channel.basic_ack(message.tag, wait=False)
         return matches
 
     async def _publish(self, channel: AbstractChannel, body: bytes, place: Place) -> None:

@@ -22,6 +22,13 @@ WAITING_SHARE: Final = 0.25
 """The share of the prefetch, less what is unfinished, that may wait so long; more goes at the next flush."""
 
 
+HELD_BACK_FROM: Final = 32
+"""Acks under way from which on RabbitMQ holds further ones back, and forgets them with their channel.
+
+`SOFT_LIMIT` of its client for quorum queues.
+"""
+
+
 class Settler:
     """Acks the messages of one channel, in batches; `prefetch` is how many come over it unacked."""
 
@@ -40,6 +47,7 @@ class Settler:
         self._flushing: asyncio.Task[None] | None = None
         self._emptied: asyncio.Future[None] | None = None
         self._but = 0
+        self._sent_at: deque[float] = deque(maxlen=HELD_BACK_FROM)
         self.closed = False
         self.alone = 0
         """How many acks were sent one by one, as an unfinished message was in the way."""
@@ -100,6 +108,11 @@ class Settler:
             if not self._emptied.done():
                 self._emptied.set_result(None)
             self._emptied = None
+
+    def may_be_held_back(self, within: float) -> bool:
+        """Tell whether so many acks were sent within the last seconds that the broker may have held some back."""
+        sent = self._sent_at
+        return len(sent) == sent.maxlen and self._loop.time() < sent[0] + within
 
     async def finish(self) -> None:
         """Send every ack that is due, and see it leave this process."""
@@ -162,6 +175,7 @@ class Settler:
         try:
             for place, (tag, multiple) in enumerate(acks):
                 await self._channel.basic_ack(tag, multiple=multiple, wait=place == last)
+                self._sent_at.append(self._loop.time())
         except asyncio.CancelledError:
             self._on_failure("the channel closed while acks were being sent")
         except Exception as error:  # noqa: BLE001 - the library raises bare exceptions on a dead channel

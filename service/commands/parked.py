@@ -218,13 +218,21 @@ async def _print(
         return shown != limit
 
     async with connected(Address(settings.amqp_urls, settings.amqp_ca_file)) as connection:
-        await ParkedQueue(connection, kind.queue(Names(settings.prefix))).look(show)
+        unseen = await ParkedQueue(connection, kind.queue(Names(settings.prefix))).look(show)
+    _tell_unseen(unseen, kind)
     if everything and wanted.event_id is not None and not shown:
         raise DispatcherError(
             f"none of the {kind.what} that are meant is of event {wanted.event_id}"
         )
     if not as_json:
         click.echo(f"{counted(shown, kind.what)}{'' if shown else UNSEEN}", err=True)
+
+
+def _tell_unseen(unseen: int, kind: Kind) -> None:
+    if unseen:
+        click.echo(
+            f"{counted(unseen, kind.what)} more could not be seen: another holds them now", err=True
+        )
 
 
 def _echo(
@@ -263,7 +271,8 @@ async def _work(
     async with connected(Address(settings.amqp_urls, settings.amqp_ca_file)) as connection:
         queue = ParkedQueue(connection, kind.queue(names))
         if dry_run:
-            count = await _count(queue, chosen, route, limit)
+            count, unseen = await _count(queue, chosen, route, limit)
+            _tell_unseen(unseen, kind)
         else:
             count = await queue.work(chosen, route, limit, left.note)
     if as_json:
@@ -307,7 +316,8 @@ class _Left:
 
 async def _count(
     queue: ParkedQueue, chosen: Callable[[Parked], bool], route: Route, limit: int | None
-) -> int:
+) -> tuple[int, int]:
+    """Return how many would be dealt with, and how many could not be looked at."""
     count = 0
 
     def visit(parked: Parked) -> bool:
@@ -315,8 +325,8 @@ async def _count(
         count += chosen(parked) and not isinstance(route(parked), Stays)
         return count != limit
 
-    await queue.look(visit)
-    return count
+    unseen = await queue.look(visit)
+    return count, unseen
 
 
 def _nowhere(_: Parked) -> None:
