@@ -106,7 +106,7 @@ def publish(
     from service.publish import DEFAULT_SOURCE, Publisher  # noqa: PLC0415
 
     settings = Settings.load(os.environ)
-    body = _read(data)
+    body = _read(data, settings.max_event_bytes + 1)
 
     async def send() -> str:
         async with Publisher(
@@ -163,22 +163,24 @@ def _interval(text: str) -> float:
     return seconds
 
 
-def _read(data: str) -> bytes:
+def _read(data: str, most: int) -> bytes:
+    """Return the data of an event, or as much of it as shows that it is too large."""
     if data == "-":
-        return _standard_input()
+        return _standard_input(most)
     if not data.startswith("@"):
         return data.encode(errors="surrogateescape")  # as it was given
     try:
-        return Path(data[1:]).read_bytes()
+        with Path(data[1:]).open("rb") as file:
+            return file.read(most)
     except OSError as error:
         raise ConfigurationError(f"--data: {data[1:]} cannot be read: {error.strerror}") from error
 
 
-def _standard_input() -> bytes:
+def _standard_input(most: int) -> bytes:
     if sys.stdin is None:
         raise ConfigurationError("--data: standard input is closed: pipe the data into it")
     try:
-        return sys.stdin.buffer.read()
+        return sys.stdin.buffer.read(most)
     except OSError as error:
         raise ConfigurationError(
             f"--data: standard input cannot be read: {error.strerror}"

@@ -41,7 +41,7 @@ class EventSchemas:
     def load(cls, folder: Path = PACKAGED) -> Self:
         """Compile every `<type>.json` of a folder; hidden files and subfolders are passed over.
 
-        Raises ConfigurationError that names the file and the problem.
+        Raises ConfigurationError that names each file that cannot be used, and its problem.
         """
         try:
             files = sorted(
@@ -51,7 +51,15 @@ class EventSchemas:
             )
         except OSError as error:
             raise ConfigurationError(f"event schemas: {folder}: {error.strerror}") from None
-        return cls({path.stem: _compiled(path) for path in files})
+        validators, problems = {}, []
+        for path in files:
+            try:
+                validators[path.stem] = _compiled(path)
+            except ConfigurationError as error:
+                problems.append(str(error))
+        if problems:
+            raise ConfigurationError("\n".join(problems))
+        return cls(validators)
 
     @property
     def types(self) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _PLAIN: Final = {
     "bool_parsing": "write true or false",
     "int_parsing": "write a whole number",
+    "too_short": "write at least one",
 }
 """What to do, in place of pydantic's words for what is wrong."""
 _MAX_WORD = 255  # bytes of a routing key and of a name in AMQP 0-9-1
@@ -256,8 +257,9 @@ class Settings(BaseSettings):
         default=1,
         description="Replicas that share the work, workers not counted; a rate limit is divided by it.",
     )
-    publish_timeout: Annotated[Seconds, Field(gt=0)] = Field(
-        default=30.0, description="How long a publish waits for the broker's confirm; 30s."
+    publish_timeout: Annotated[Seconds, Field(ge=1)] = Field(
+        default=30.0,
+        description="How long a publish waits for the broker's confirm; 30s, at least 1s.",
     )
 
     @classmethod
@@ -385,7 +387,7 @@ def _problem(detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     name = f"{PREFIX}{field.upper()}"
     if field in SECRET_FIELDS:
-        return f"{name}: {message}"
+        return f"{name}: {_PLAIN.get(detail['type'], message)}"
     if detail["type"] != "value_error":
         meaning = Settings.model_fields[field].description
         message = _PLAIN.get(detail["type"], message)

@@ -45,6 +45,16 @@ def test_nothing_is_said_of_targets_where_nobody_knows_whether_http_is_allowed(c
     assert [line.partition(":")[0] for line in wrong] == ["DISPATCHER_ALLOW_HTTP"]
 
 
+def test_each_schema_that_cannot_be_used_is_told(checked: Any, tmp_path: Path):
+    (tmp_path / "schemas").mkdir()
+    for name, text in {"a": "[]", "b": "{}", "c": "{"}.items():
+        (tmp_path / "schemas" / f"{name}.json").write_text(text)
+    wrong = checked(
+        GOOD, DISPATCHER_ALLOW_HTTP="true", DISPATCHER_SCHEMAS=str(tmp_path / "schemas")
+    )[1]
+    assert [Path(line.partition(":")[0]).name for line in wrong] == ["a.json", "c.json"]
+
+
 def test_what_follows_from_a_wrong_setting_is_not_told(checked: Any, tmp_path: Path):
     authority = tmp_path / "empty.pem"
     authority.touch()

@@ -136,6 +136,19 @@ async def test_a_quarter_of_what_is_free_may_wait_behind_a_message(monkeypatch):
     assert channel.frames == [("ack", tag, False) for tag in (2, 3, 4)]
 
 
+@pytest.mark.parametrize(("acks", "may_be"), [(31, False), (32, True), (100, True)])
+async def test_many_acks_in_a_moment_may_be_held_back_by_the_broker_for_that_moment(acks, may_be):
+    channel = Channel()
+    settler = Settler(channel, 400, pytest.fail)  # type: ignore[arg-type]
+    for tag in range(1, acks + 1):
+        settler.opened(tag)
+        settler.ack(tag)
+        await settler.finish()
+    assert len(channel.frames) == acks
+    assert settler.may_be_held_back(within=10.0) is may_be
+    assert not settler.may_be_held_back(within=0.0)
+
+
 async def test_what_waits_behind_a_message_is_acked_at_the_end(monkeypatch):
     monkeypatch.setattr(module, "ALONE_AFTER", 60.0)
     channel = Channel()
