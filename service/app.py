@@ -197,6 +197,7 @@ class App:
             clock,
             log,
             metrics,
+            self._doubt,
             intake=_budget("intake", settings.intake_prefetch, SLOW_SHARE_INTAKE),
             backlog=_budget("backlog", settings.backlog_prefetch, SLOW_SHARE_BACKLOG),
             max_event_bytes=settings.max_event_bytes,
@@ -214,6 +215,9 @@ class App:
             declare=settings.declare_topology,
             on_waiting=self._note_waiting,
         )
+
+    def _doubt(self, queue: str) -> bool:
+        return self._broker.doubt(queue)
 
     def _note_waiting(self, waiting: Waiting) -> None:
         self._vitals.waiting = waiting

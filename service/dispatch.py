@@ -24,6 +24,10 @@ SPLIT_ABOVE = 256
 """An event that more subscriptions want than this is split into messages of as many each."""
 
 
+GAP_PAUSE = 1.0
+"""Seconds before a delivery that came back too early goes up the delay ladder again."""
+
+
 class Message(Protocol):
     """A message on a lane."""
 
@@ -80,8 +84,14 @@ class Outbox(Protocol):
     async def reject(self, message: Any, rejection: EventRejected) -> bool:
         """Park a message that cannot be read."""
 
+    async def put_off_again(self, delivery: Delivery, message: Any) -> bool:
+        """Bring back a delivery whose message came before its time, when that has passed."""
+
     async def split(self, delivery: Delivery, subscription_ids: Sequence[str]) -> bool:
         """Hand an event on for some of its subscriptions."""
+
+    def gap(self, message: Any) -> str | None:
+        """Return where a message from the backlog lane should have waited and has not."""
 
     def read(self, message: Any) -> list[Delivery]:
         """Return the deliveries of a message from the backlog lane.  Raises EventRejected."""
@@ -110,6 +120,7 @@ class Dispatcher:
         clock: Clock,
         log: Log,
         meter: Meter,
+        is_given_up: Callable[[str], bool],
         *,
         intake: Budget,
         backlog: Budget,
@@ -123,6 +134,7 @@ class Dispatcher:
         self._clock = clock
         self._log = log
         self._meter = meter
+        self._is_given_up = is_given_up
         self._intake = intake
         self._backlog = backlog
         self._max_event_bytes = max_event_bytes
@@ -158,9 +170,27 @@ class Dispatcher:
         except EventRejected as rejection:
             await self._reject(message, rejection)
             return
+        gap = self._outbox.gap(message)
+        if gap is not None:
+            await self._put_off_again(message, deliveries, gap)
+            return
         snapshot = self._snapshot()
         work = [(delivery, snapshot.get(delivery.subscription_id)) for delivery in deliveries]
         await self._run(message, work, self._backlog)
+
+    async def _put_off_again(
+        self, message: Message, deliveries: Sequence[Delivery], gap: str
+    ) -> None:
+        """Put off what came back before its time, because a queue of the delay ladder is gone.
+
+        Its rounds would otherwise all be spent within a second.  A moment later: it may come back at once again.
+        """
+        await asyncio.sleep(GAP_PAUSE)
+        if message.lost or self._is_given_up(gap):
+            return
+        again = (self._outbox.put_off_again(delivery, message) for delivery in deliveries)
+        if all(await asyncio.gather(*again)):
+            message.ack()
 
     def _read(self, message: Message) -> tuple[Event, Sequence[Subscription]]:
         """Return the event and who wants it; its parsed data, which may be large, ends here."""

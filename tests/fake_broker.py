@@ -330,8 +330,10 @@ class FakeBroker:
         exchange = queue.arguments.get("x-dead-letter-exchange")
         assert isinstance(exchange, str), f"{queue.name} dropped a message: {reason}"
         death = {"queue": queue.name, "reason": reason, "count": 1, "exchange": stored.exchange}
+        before: Any = (stored.properties.headers or {}).get("x-death") or []
+        deaths = [death, *before]
         marked = with_headers(
-            stored.properties, {"x-death": [death], "x-first-death-reason": reason}
+            stored.properties, {"x-death": deaths, "x-first-death-reason": reason}
         )
         taken = self.publish(exchange, stored.routing_key, stored.body, marked)
         assert taken, f"a message is stuck in {queue.name}: nothing is bound to {exchange}"
@@ -933,6 +935,7 @@ class Process:
             clock,
             log,
             meter,
+            lambda queue: self.broker.doubt(queue),  # noqa: PLW0108 - it is made below
             intake=Budget("intake", attempts, slow),
             backlog=Budget("backlog", attempts, slow),
             max_event_bytes=MAX_EVENT_BYTES,

@@ -13,6 +13,7 @@ import aio_pika
 import pytest
 from standardwebhooks import Webhook
 
+from service.core import ladder
 from service.publish import Publisher
 from tests.dispatcher import SECRET, Station, station, subscription, write_subscriptions
 from tests.receivers import Answer, Recorder
@@ -77,6 +78,27 @@ async def test_weights_give_nginx_sequence(it):
             for line in dispatcher.of("attempt.succeeded")
         ]
     assert "".join(names[port] for port in ports) == "aabacaa" * 2
+
+
+async def test_a_gap_in_the_delay_ladder_does_not_spend_the_schedule_and_is_closed(it):
+    it.begin_with("from service.broker import connection\nconnection.STEADY = 3.0\n")
+    async with Recorder(status=500) as receiver:
+        dispatcher = await it.dispatcher(
+            subscription("s", receiver.url, retry={"schedule": ["4s"] * 5, "jitter": 0})
+        )
+        ready, queue = time.monotonic(), f"{it.prefix}.delay.02"
+        async with await aio_pika.connect(it.amqp_url) as connection:
+            channel = await connection.channel()
+            level = await channel.get_queue(queue)
+            await level.unbind(queue, "", arguments={"x-match": "all", "delay-02": ladder.ENTERS})
+        await asyncio.sleep(ready + 3.0 - time.monotonic())
+        await publish(it, "order.shipped")
+        lost = await dispatcher.line("broker.disconnected")
+        assert f"had not waited in '{queue}'" in lost["error"]
+        await receiver.wait_for(2, 30)
+        first, second = receiver.requests
+        assert second.at - first.at >= 4.0
+        assert (await it.parked("dead")) == []
 
 
 async def test_the_schedule_is_kept_then_a_dead_letter_that_redrives_with_the_same_id(it):

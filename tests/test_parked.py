@@ -20,6 +20,7 @@ from service.broker.deliveries import consume
 from service.broker.opening import Address
 from service.broker.parked import CHUNK, IDLE, Parked, ParkedQueue, Place, Stays, connected
 from service.broker.wire import Undecodable, head_frames
+from service.core import ladder
 from service.core.decode import Incoming, decode
 from service.core.delivery import Attempt, Delivery, Reason
 from service.core.event import Event
@@ -220,6 +221,33 @@ def test_a_dead_letter_survives_its_way_through_the_queue():
     properties = codec.dead_properties(delivery(1), Reason.GONE, NOW)
     dead = codec.read_dead_letter(properties.headers, b"{}")
     assert (dead.delivery, dead.reason, dead.at) == (delivery(1), Reason.GONE, NOW)
+
+
+def test_a_parked_delivery_goes_back_without_the_delay_that_it_once_took():
+    told = codec.delivery_properties(delivery(1), ladder.headers(100))
+    found = Parked(b"{}", told, "")
+    place = redrive_rejected(topology.Names("webhooks"))(found)
+    assert isinstance(place, Place)
+    assert place.exchange == "webhooks.deliveries"
+    assert ladder.levels(told.headers or {}) == [2, 5, 6]
+    assert ladder.levels(place.properties.headers or {}) == []
+
+
+@pytest.mark.parametrize(
+    ("waited_in", "gap"),
+    [
+        ((), "webhooks.delay.02"),
+        (("webhooks.delay.02", "webhooks.delay.06"), "webhooks.delay.05"),
+        (("webhooks.delay.06", "webhooks.delay.05", "webhooks.delay.02"), None),
+    ],
+)
+def test_a_delivery_that_has_not_waited_in_each_level_of_its_delay_shows_the_gap(waited_in, gap):
+    headers: dict[str, Any] = {**ladder.headers(100), "other": 1}
+    headers["x-death"] = [{"queue": name, "reason": "expired", "count": 1} for name in waited_in]
+    names = topology.Names("webhooks")
+    assert names.gap(headers) == gap
+    assert names.gap({"x-death": "forged"}) is None
+    assert names.gap({"delay-02": "1", "x-death": "forged"}) == "webhooks.delay.02"
 
 
 def test_a_delivery_survives_its_way_through_the_ladder():

@@ -175,6 +175,19 @@ class Broker:
         self._stopping = True
         await asyncio.gather(*map(_stop, self._lanes))
 
+    def doubt(self, queue: str) -> bool:
+        """Give the session up, as the delay ladder has a gap: the next one declares it, or tells what is missing.
+
+        Not one that is young: what comes early then has passed the gap before.  Returns whether it did.
+        """
+        session, now = self._session, asyncio.get_running_loop().time()
+        if session is None or now < self._opened_at + STEADY:
+            return False
+        session.fail(
+            f"the delay ladder has a gap: a delivery came back that had not waited in {queue!r}"
+        )
+        return True
+
     async def _one_session(self) -> str:
         """Return why the session ended, or could not begin."""
         try:

@@ -44,6 +44,11 @@ class Outbox:
         )
         return isinstance(published, Confirmed)
 
+    async def put_off_again(self, delivery: Delivery, message: Message) -> bool:
+        """Bring a delivery to the backlog lane after the whole delay that its message was to take."""
+        seconds = sum(2**level for level in ladder.levels(message.headers))
+        return await self.put_off(delivery, max(delivery.not_before, self._clock.now() + seconds))
+
     async def split(self, delivery: Delivery, subscription_ids: Sequence[str]) -> bool:
         """Bring an event to the backlog lane now, for these subscriptions."""
         published = await self._publisher.publish(
@@ -86,6 +91,10 @@ class Outbox:
             self._names.rejected, "", message.body, properties
         )
         return isinstance(published, Confirmed)
+
+    def gap(self, message: Message) -> str | None:
+        """Return the queue of the delay ladder, if any, that a message has not waited in as it should have."""
+        return self._names.gap(message.headers)
 
     def read(self, message: Message) -> list[Delivery]:
         """Return the deliveries of a message from the backlog lane.  Raises EventRejected."""

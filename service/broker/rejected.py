@@ -14,6 +14,7 @@ from pamqp.common import FieldTable, FieldValue
 
 from service.broker.codec import STATE, SUBSCRIPTIONS, new_id
 from service.broker.wire import UNDECODABLE, Undecodable, packed_table
+from service.core import ladder
 from service.errors import EventRejected
 from service.log import rfc3339
 
@@ -99,7 +100,8 @@ def can_be_restored(original: Basic.Properties) -> bool:
 def restored_properties(original: Basic.Properties) -> Basic.Properties:
     """Return the properties with which a rejected message goes back to work: those it first had."""
     headers = original.headers or {}
-    dropped = _OURS[2:] if has_state(headers) else _OURS
+    # A delivery comes back at once, whatever delay it once took.
+    dropped = (*_OURS[2:], *ladder.HEADERS) if has_state(headers) else _OURS
     restored = _carried_over(original, {}, dropped=dropped, room=_AGAIN_ROOM)
     message_id = None if _came_by_broker(headers) else headers.get(MESSAGE_ID)
     if isinstance(message_id, str):

@@ -10,6 +10,7 @@ Sources: RabbitMQ's documentation on quorum queues, dead letter exchanges and al
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
@@ -97,6 +98,20 @@ class Names:
         if seconds == 0:
             return self.deliveries, {}
         return self.delay(ladder.entry_level(seconds)), ladder.headers(seconds)
+
+    def gap(self, headers: Mapping[str, Any]) -> str | None:
+        """Return a queue of the ladder that a message, by its headers, has not waited in as it should have.
+
+        The broker writes down in which queues a message has expired (`x-death`; RabbitMQ's documentation on dead
+        letter exchanges).  Where one is gone, or its binding, the message passes on at once.
+        """
+        asked = ladder.levels(headers)
+        if not asked:
+            return None
+        deaths = headers.get("x-death")
+        deaths = deaths if isinstance(deaths, list) else []
+        waited_in = {death.get("queue") for death in deaths if isinstance(death, dict)}
+        return next((name for name in map(self.delay, asked) if name not in waited_in), None)
 
     def below(self, level: int) -> str:
         """Return the exchange that a message goes to from a level."""

@@ -9,6 +9,7 @@ words of a routing key.  That costs the broker 90 µs a level, a header 5 (Rabbi
 """
 
 import math
+from collections.abc import Container
 
 LEVELS = 17
 MAX_DELAY: int = 2**LEVELS - 1
@@ -54,3 +55,12 @@ def header(level: int) -> str:
 def headers(seconds: int) -> dict[str, str]:
     """Return the headers that make a message take this delay."""
     return {header(level): ENTERS for level in range(LEVELS) if seconds >> level & 1}
+
+
+HEADERS = tuple(header(level) for level in range(LEVELS))
+"""The header of each level."""
+
+
+def levels(told: Container[str]) -> list[int]:
+    """Return the levels that a message with these headers has to wait in."""
+    return [level for level, name in enumerate(HEADERS) if name in told]
