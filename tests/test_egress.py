@@ -15,7 +15,7 @@ from service.ports import free_port
 from service.webhook.egress import ThreadResolver
 from service.webhook.sender import WebhookSender
 from tests.certificates import Authority
-from tests.receivers import ConnectProxy, Hostile, Recorder, silent
+from tests.receivers import ConnectProxy, Hostile, Recorder, says, silent
 from tests.sending import (
     BODY,
     LOOPBACK,
@@ -229,6 +229,15 @@ async def test_a_tunnel_that_the_proxy_refuses_is_a_failure_to_connect() -> None
         )
     assert outcome.kind is FailureKind.CONNECT
     assert outcome.detail == "hooks.example.com:443: the proxy answered 502"
+
+
+async def test_a_proxy_that_speaks_no_http_is_told_apart_from_its_target() -> None:
+    async with Hostile(says(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")) as proxy:
+        outcome = await attempt(
+            "https://hooks.example.com/", proxy=f"http://127.0.0.1:{proxy.port}"
+        )
+    assert outcome.kind is FailureKind.PROTOCOL
+    assert outcome.detail == "hooks.example.com:443: what the proxy answered is no HTTP"
 
 
 async def test_a_proxy_that_is_away_is_a_failure_to_connect() -> None:

@@ -100,6 +100,8 @@ def _unconnected(error: Exception) -> tuple[FailureKind, str]:
             named = FailureKind.DNS, f"name does not resolve: {_os_text(error.os_error)}"
         case aiohttp.ClientHttpProxyError():
             named = FailureKind.CONNECT, f"the proxy answered {error.status}"
+        case aiohttp.ClientResponseError():  # before there is a connection only a proxy answers
+            named = FailureKind.PROTOCOL, "what the proxy answered is no HTTP"
         case aiohttp.ClientProxyConnectionError():
             named = FailureKind.CONNECT, f"no connection to the proxy: {_os_text(error.os_error)}"
         case aiohttp.ClientConnectorError():
