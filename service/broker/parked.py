@@ -96,8 +96,9 @@ class ParkedQueue:
     async def look(self, visit: Callable[[Parked], bool]) -> int:
         """Show every message to `visit` until it returns False, and leave the queue as it was.
 
-        Returns how many could not be shown, because others hold them.  Nothing is kept here: of a million messages the broker holds a list, and this process one.  Raises what
-        `visit` raises, and BrokerError where the connection is lost on the way.
+        Nothing is kept here: of a million messages the broker holds a list, and this process one.  Returns how many
+        could not be shown, because others hold them.  Raises what `visit` raises, and BrokerError where the connection
+        is lost on the way.
         """
         channel, left = await self._open(confirms=False)
         loop = asyncio.get_running_loop()

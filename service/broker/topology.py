@@ -253,18 +253,19 @@ async def check_writing(connection: AbstractConnection, wanted: Topology) -> Non
     A publish that is refused ends its channel, and everything that is under way comes again, each time.  What is
     published within a transaction that is rolled back goes nowhere (AMQP 0-9-1, class `tx`).
     """
-    names = wanted.names
-    for exchange in wanted.exchanges:
-        if exchange.name in (names.unrouted, names.intake):  # by the broker, and by people
-            continue
-        channel = await connection.channel(publisher_confirms=False)
-        try:
-            await channel.tx_select()
-            await channel.basic_publish(b"", exchange=exchange.name)
+    of_others = (wanted.names.unrouted, wanted.names.intake)  # the broker's, and people's
+    ours = [one.name for one in wanted.exchanges if one.name not in of_others]
+    if not ours:
+        return
+    channel, name = await connection.channel(publisher_confirms=False), ""
+    try:
+        await channel.tx_select()
+        for name in ours:
+            await channel.basic_publish(b"", exchange=name)
             await channel.tx_rollback()
-        except AMQPChannelError as error:
-            raise _refused(exchange.name, error) from error
-        await channel.close()
+    except AMQPChannelError as error:
+        raise _refused(name, error) from error
+    await channel.close()
 
 
 async def _exists(connection: AbstractConnection, exchange: str) -> bool:
