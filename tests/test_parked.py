@@ -417,9 +417,18 @@ def test_a_rejected_event_fits_into_its_frame_however_long_the_names_of_its_head
     assert "could not be kept" in str((parked.headers or {})[rejected.DETAIL])
 
 
-def test_what_the_broker_parked_itself_is_poison():
-    told, at = tell_rejected(Parked(b"{}", Basic.Properties(message_id="m"), "a.b"), False)
+@pytest.mark.parametrize(
+    ("headers", "by"),
+    [
+        ({"x-death": [{"queue": "q", "reason": "delivery_limit"}]}, "parked by the broker"),
+        ({}, "neither the dispatcher nor the broker"),
+    ],
+)
+def test_what_the_dispatcher_did_not_park_is_poison(headers, by):
+    properties = Basic.Properties(message_id="m", headers=headers)
+    told, at = tell_rejected(Parked(b"{}", properties, "a.b"), False)
     assert (told["reason"], told["event_id"], at) == ("poison", "m", None)
+    assert by in told["detail"]
 
 
 @pytest.mark.parametrize(

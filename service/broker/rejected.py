@@ -187,6 +187,8 @@ def _parked_by_broker(headers: FieldTable, body: bytes) -> tuple[str, str]:
     match _latest_death(headers).get("reason"):
         case "rejected":
             return "too_large", f"the body has {len(body)} bytes"
+        case None:
+            return POISON, "put here by neither the dispatcher nor the broker"
         case "expired":
             return (
                 EXPIRED,
