@@ -550,6 +550,8 @@ async def test_a_supervisor_that_is_cancelled_ends_even_while_it_closes(
         it.running.cancel()
         await asyncio.wait([it.running], timeout=5)
         assert it.running.cancelled()
+        monkeypatch.undo()
+        await session.close()
 
 
 async def test_a_second_url_is_tried_when_the_first_does_not_answer(
