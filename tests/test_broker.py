@@ -455,7 +455,7 @@ async def test_a_broker_with_small_frames_is_refused_with_what_to_do(
     assert "no frames of more than 131072 bytes: set its frame_max to 1000000" in line["error"]
 
 
-@pytest.mark.parametrize(("steady", "failures"), [(10.0, [1, 2, 3]), (0.0, [1, 1, 1])])
+@pytest.mark.parametrize(("steady", "failures"), [(5.0, [1, 2, 3]), (0.0, [1, 1, 1])])
 async def test_sessions_that_end_soon_come_more_and_more_rarely(
     amqp_url, prefix, events_exchange, monkeypatch, steady, failures
 ):

@@ -36,7 +36,7 @@ from service.log import Log, rfc3339
 
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_MAX: Final = 15.0
-STEADY: Final = 10.0
+STEADY: Final = 5.0
 """Seconds that a session has to last, so that the next has to wait no longer than after the first failure."""
 FRAME_LEAST: Final = 131_072
 BLOCKED_POLL: Final = 1.0
