@@ -15,7 +15,7 @@ from service.rabbitmq import PrivateBroker
 
 _QUEUES = ("intake", "deliveries", "dead", "rejected", "unrouted")
 _DELAY_LEVELS = 17
-_SETTLED = 3.0
+SETTLED = 3.0
 """Seconds in which the processes of a queue have started."""
 _BROKER_LOG_SHOWN = 20_000  # characters
 _BROKER_LOGS = pytest.StashKey[list[str]]()
@@ -103,7 +103,7 @@ class Leftovers:
         """Delete what was added long enough ago."""
         queues: list[str] = []
         exchanges: list[str] = []
-        while self._waiting and self._waiting[0][0] + _SETTLED < time.monotonic():
+        while self._waiting and self._waiting[0][0] + SETTLED < time.monotonic():
             _, some_queues, some_exchanges = self._waiting.popleft()
             queues += some_queues
             exchanges += some_exchanges
@@ -117,7 +117,7 @@ def leftovers(broker: PrivateBroker | ForeignBroker) -> Iterator[Leftovers]:
     leftovers = Leftovers(broker.url)
     yield leftovers
     if isinstance(broker, ForeignBroker):
-        time.sleep(_SETTLED + 0.1)  # nothing tells when those processes have started
+        time.sleep(SETTLED + 0.1)  # nothing tells when those processes have started
         leftovers.delete()
 
 

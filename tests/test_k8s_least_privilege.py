@@ -20,6 +20,7 @@ import yaml
 
 from service.publish import Publisher
 from service.rabbitmq import PrivateBroker
+from tests.conftest import SETTLED
 from tests.dispatcher import Dispatcher, Station, station, subscription, write_subscriptions
 from tests.receivers import Recorder
 from tests.tools.manifests import K8S, named
@@ -258,6 +259,7 @@ async def test_without_the_topology_the_dispatcher_says_what_is_missing(it, plac
         with place.channel("guest") as channel:
             channel.queue_delete("webhooks.delay.07")
 
+    await asyncio.sleep(SETTLED)  # this test may be the first
     await asyncio.to_thread(remove)
     dispatcher = it.new(subscription("a", "http://127.0.0.1:1/"))
     await dispatcher.launch()
