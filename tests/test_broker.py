@@ -419,6 +419,21 @@ def a_plain_queue(name: str, _: object = None) -> topology.Queue:
     return topology.Queue(name, {"x-queue-type": "quorum"})
 
 
+async def test_a_gap_in_the_ladder_costs_a_session_once_and_not_every_few_seconds(
+    amqp_url, prefix, events_exchange, monkeypatch
+):
+    monkeypatch.setattr(supervised, "STEADY", 0.0)
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        await until(lambda: it.broker.consuming)
+        assert it.broker.doubt("a.delay.04")
+        await until(lambda: it.log.of("broker.disconnected"))
+        assert "had not waited in 'a.delay.04'" in it.log.of("broker.disconnected")[0]["error"]
+        await until(lambda: it.broker.consuming)
+        assert not it.broker.doubt("a.delay.04")
+        monkeypatch.setattr(supervised, "DOUBT_EVERY", 0.0)
+        assert it.broker.doubt("a.delay.04")
+
+
 async def test_nothing_is_worked_on_before_every_lane_consumes(amqp_url, prefix, events_exchange):
     async with rig(amqp_url, prefix, events_exchange) as it:
         await until(lambda: it.broker.consuming)

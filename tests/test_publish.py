@@ -2,9 +2,13 @@
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Self
 
 import pika  # type: ignore[import-untyped]
@@ -374,6 +378,23 @@ async def test_a_user_who_may_not_publish_is_told_what_right_is_missing(
     async with Publisher(url, queue) as publisher:
         with pytest.raises(BrokerError, match=rf"ACCESS_REFUSED.*right to write to.*'{queue}'"):
             await publisher.publish("order.created", {})
+
+
+def test_no_more_of_a_file_is_read_than_may_be_sent(tmp_path: Path) -> None:
+    endless = tmp_path / "data"
+    with endless.open("wb") as file:
+        file.truncate(2**40)
+    arguments = ["publish", "a.b", "--data", f"@{endless}"]
+    told = subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        env=os.environ | {"DISPATCHER_AMQP_URL": "amqp://127.0.0.1:1/"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert told.returncode == 1, told
+    assert "cannot be reached" in told.stderr
 
 
 async def test_a_wrong_password_is_told_apart_from_a_broker_that_is_away(amqp_url: str) -> None:

@@ -38,6 +38,8 @@ BACKOFF_FIRST: Final = 0.5
 BACKOFF_MAX: Final = 15.0
 STEADY: Final = 5.0
 """Seconds that a session has to last, so that the next has to wait no longer than after the first failure."""
+DOUBT_EVERY: Final = 600.0
+"""Seconds between two sessions given up because of a gap in the delay ladder, at least: it may be none that we close."""
 FRAME_LEAST: Final = 131_072
 BLOCKED_POLL: Final = 1.0
 LANES_POLL: Final = 0.5
@@ -141,6 +143,7 @@ class Broker:
         self._stopping = False
         self._failures = 0
         self._opened_at = float("inf")
+        self._doubted_at = float("-inf")
         self._next_url = 0
 
     @property
@@ -178,11 +181,13 @@ class Broker:
     def doubt(self, queue: str) -> bool:
         """Give the session up, as the delay ladder has a gap: the next one declares it, or tells what is missing.
 
-        Not one that is young: what comes early then has passed the gap before.  Returns whether it did.
+        Not one that is young: what comes early then has passed the gap before.  Nor another one soon: everything that
+        is under way comes again.  Returns whether it did.
         """
         session, now = self._session, asyncio.get_running_loop().time()
-        if session is None or now < self._opened_at + STEADY:
+        if session is None or now < max(self._opened_at + STEADY, self._doubted_at + DOUBT_EVERY):
             return False
+        self._doubted_at = now
         session.fail(
             f"the delay ladder has a gap: a delivery came back that had not waited in {queue!r}"
         )

@@ -19,7 +19,7 @@ from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
 from service.broker.deliveries import Delivered, consume
-from service.broker.settler import Settler
+from service.broker.settler import CATCHES_UP, Settler
 from service.broker.wire import Undecodable
 from service.core.decode import Incoming
 from service.errors import EventRejected
@@ -44,8 +44,6 @@ LINGER: Final = 5.0
 
 RabbitMQ holds acks back while it is behind with a quorum queue, and forgets them with their channel.
 """
-CATCHES_UP: Final = 1.0
-"""Seconds in which RabbitMQ takes in what acks it has held back, once no more come."""
 CHANNELS_LEFT: Final = 4
 """Channels that wait for their unfinished messages, at most, for each lane."""
 

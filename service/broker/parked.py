@@ -21,6 +21,7 @@ from pamqp.commands import Basic
 from service.broker.deliveries import Delivered, consume
 from service.broker.opening import Address, broker_errors, close_connection, open_first
 from service.broker.rejected import can_be_written_again, parked_again
+from service.broker.settler import CATCHES_UP
 from service.errors import BrokerError
 
 CHUNK: Final = 100
@@ -31,9 +32,6 @@ WINDOW: Final = 65_535
 
 None at all would be no more: RabbitMQ takes it for 2,000 where the queue is a quorum queue.
 """
-
-CATCHES_UP: Final = 1.0
-"""Seconds in which RabbitMQ takes in what acks it has held back; it forgets those with their channel."""
 
 ANSWER: Final = 30.0
 """Seconds for each answer of the broker: nothing here waits for it without a bound."""

@@ -20,13 +20,13 @@ ALONE_AFTER: Final = 0.025
 """Seconds, or up to twice that, for which an ack waits behind an unfinished message."""
 WAITING_SHARE: Final = 0.25
 """The share of the prefetch, less what is unfinished, that may wait so long; more goes at the next flush."""
-
-
 HELD_BACK_FROM: Final = 32
 """Acks under way from which on RabbitMQ holds further ones back, and forgets them with their channel.
 
 `SOFT_LIMIT` of its client for quorum queues.
 """
+CATCHES_UP: Final = 1.0
+"""Seconds in which RabbitMQ takes in what acks it has held back, once no more come."""
 
 
 class Settler:
