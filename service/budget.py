@@ -48,6 +48,10 @@ class Budget:
     def dismiss(self, deliveries: int) -> None:
         """Note that so many deliveries have ended, and admit who waits outside."""
         self.begun -= deliveries
+        self.admit_next()
+
+    def admit_next(self) -> None:
+        """Admit who waits outside, as far as there is room; also for one that was admitted and begins nothing."""
         room = 2 * self.limit - self.begun
         while room > 0 and self._outside:
             waiter = self._outside.popleft()

@@ -231,6 +231,8 @@ class Deliverer:
         is_new = run.delivery.round == 1 and run.delivery.deferrals == 0
         limit = state.limit(now, is_new=is_new)
         if limit is not None:
+            budget.pass_on()  # nobody ends here who would let those in line go on
+            state.wake()
             return self._in_line(run, limit, now, now)
         run.latest = now + ROUND_LIMIT
         slow = state.is_slow(now)

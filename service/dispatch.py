@@ -147,20 +147,23 @@ class Dispatcher:
             return
         await self._intake.admission()
         if message.lost:
-            self._intake.dismiss(0)  # the next in line may have the room
+            self._intake.admit_next()
             return
         try:
             event, wanting = self._read(message)
         except EventRejected as rejection:
+            self._intake.admit_next()
             await self._reject(message, rejection)
             return
-        if not wanting:
-            self._note_unmatched(event)
-            message.ack()
-        elif len(wanting) > SPLIT_ABOVE:
+        if 0 < len(wanting) <= SPLIT_ABOVE:
+            await self._run(message, self._first_rounds(event, wanting), self._intake)
+            return
+        self._intake.admit_next()
+        if wanting:
             await self._split(message, event, wanting)
         else:
-            await self._run(message, self._first_rounds(event, wanting), self._intake)
+            self._note_unmatched(event)
+            message.ack()
 
     async def on_delivery(self, message: Message) -> None:
         """Handle a message of the backlog lane: one delivery, or one event for several subscriptions."""

@@ -48,7 +48,7 @@ async def test_who_is_admitted_and_has_nothing_to_do_lets_the_next_in(budget):
 
     async def leaves_again() -> None:
         await budget.admission()
-        budget.dismiss(0)
+        budget.admit_next()
 
     waiting = [asyncio.create_task(leaves_again()) for _ in range(5)]
     await settled()
