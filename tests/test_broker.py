@@ -493,6 +493,23 @@ async def test_sessions_that_end_soon_come_more_and_more_rarely(
     assert told == failures
 
 
+def test_an_outage_of_days_has_pauses_as_any_other():
+    assert [supervised._ceiling(failures) for failures in (1, 2, 5, 100_000)] == [1, 2, 15, 15]
+
+
+# Rights are checked by a publish, and whoever publishes is not read from while an alarm is up.
+async def test_a_dispatcher_that_starts_while_an_alarm_is_up_consumes(
+    node, amqp_url, prefix, events_exchange
+):
+    await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.000001")
+    try:
+        async with rig(amqp_url, prefix, events_exchange) as it:
+            await until(lambda: it.broker.consuming)
+            assert not it.log.of("broker.disconnected")
+    finally:
+        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
+
+
 # Nothing that is published shows that this one is gone: it is where the delay ladder ends.
 async def test_a_deleted_exchange_is_noticed_and_made_again(
     amqp_url, prefix, events_exchange, monkeypatch
@@ -565,9 +582,9 @@ async def test_a_supervisor_that_is_cancelled_ends_even_while_it_closes(
         closing.set()
         await asyncio.get_running_loop().create_future()
 
-    monkeypatch.setattr(supervised, "close_connection", never)
     async with rig(amqp_url, prefix, events_exchange) as it:
         session = await until(lambda: it.broker.consuming and it.broker._session)
+        monkeypatch.setattr(supervised, "close_connection", never)
         session.fail("told to")
         await closing.wait()
         it.running.cancel()

@@ -36,11 +36,13 @@ from service.log import Log, rfc3339
 
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_MAX: Final = 15.0
+DOUBLINGS: Final = 10
 STEADY: Final = 5.0
 """Seconds that a session has to last, so that the next has to wait no longer than after the first failure."""
 DOUBT_EVERY: Final = 600.0
 """Seconds between two sessions given up because of a gap in the delay ladder, at least: it may be none that we close."""
 FRAME_LEAST: Final = 131_072
+RIGHTS_TIMEOUT: Final = 3.0
 BLOCKED_POLL: Final = 1.0
 LANES_POLL: Final = 0.5
 UNROUTED_POLL: Final = 30.0
@@ -164,8 +166,7 @@ class Broker:
             # One that ends soon may have had the same reason as the one before: all that is under way comes again.
             self._failures = 1 if lived >= STEADY else self._failures + 1
             self._opened_at = float("inf")
-            ceiling = min(BACKOFF_FIRST * 2.0**self._failures, BACKOFF_MAX)
-            pause = random.uniform(BACKOFF_FIRST / 2, ceiling)  # noqa: S311 - spreads reconnects
+            pause = random.uniform(BACKOFF_FIRST / 2, _ceiling(self._failures))  # noqa: S311 - spreads reconnects
             self._log.error(
                 "broker.disconnected",
                 error=reason,
@@ -236,7 +237,7 @@ class Broker:
         session = Session(consuming, publishing)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT):
-                await self._begin(session)
+                await self._begin(session, url)
         except BaseException:
             await session.close()
             raise
@@ -245,15 +246,28 @@ class Broker:
         self._log.info("broker.connected", **_peer(url, consuming))
         return session
 
-    async def _begin(self, session: Session) -> None:
+    async def _begin(self, session: Session, url: str) -> None:
         _see_frames(session.publishing)
         await self._prepare(session.publishing, self._wanted)
-        await topology.check_writing(session.publishing, self._wanted)
+        await self._check_writing(url)
         await self._publisher.use(session, session.fail)
         for lane in self._lanes:
             await lane.consume(session, session.fail)
         for lane in self._lanes:
             lane.begin()
+
+    async def _check_writing(self, url: str) -> None:
+        """Check our rights over a connection of its own, which an alarm may make useless.
+
+        While one is up the broker reads nothing more from a connection that has published: then nobody can tell.
+        """
+        connection = await open_connection(url, self._address, "webhook-dispatcher (checks)")
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RIGHTS_TIMEOUT):
+                    await topology.check_writing(connection, self._wanted)
+        finally:
+            await close_connection(connection)
 
     async def _guard(self, session: Session, watch: Callable[[Session], Awaitable[None]]) -> None:
         try:
@@ -305,6 +319,12 @@ class Broker:
             for queue in self._wanted.queues:
                 await channel.queue_declare(queue.name, passive=True)
             await asyncio.sleep(UNROUTED_POLL)
+
+
+def _ceiling(failures: int) -> float:
+    """Return the longest pause after so many failures in a row, in seconds."""
+    doublings = min(failures, DOUBLINGS)  # of an outage of two hours the power would be no float
+    return min(BACKOFF_FIRST * 2.0**doublings, BACKOFF_MAX)
 
 
 def _see_frames(connection: AbstractConnection) -> None:

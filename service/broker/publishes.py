@@ -89,12 +89,9 @@ class PublishChannel:
     def publish(
         self, exchange: str, routing_key: str, body: bytes, properties: Basic.Properties
     ) -> "asyncio.Future[Answer]":
-        """Publish, mandatory, and return the answer to come."""
+        """Publish, mandatory, and return the answer to come.  Raises what it likes for what cannot be encoded."""
+        head = head_frames(self._number, exchange, routing_key, properties, len(body))
         publish = _Publish(self._loop.create_future(), self._loop.time())
-        try:
-            head = head_frames(self._number, exchange, routing_key, properties, len(body))
-        except Exception as error:  # noqa: BLE001 - a value that cannot be encoded raises anything
-            self.fail(_text(error))
         if self._is_ended:
             publish.answer.set_result(Answer.UNKNOWN)
             return publish.answer

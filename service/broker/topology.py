@@ -251,7 +251,8 @@ async def check_writing(connection: AbstractConnection, wanted: Topology) -> Non
     """Check that we may publish to what is ours to publish to; raises TopologyError for the first that we may not.
 
     A publish that is refused ends its channel, and everything that is under way comes again, each time.  What is
-    published within a transaction that is rolled back goes nowhere (AMQP 0-9-1, class `tx`).
+    published within a transaction that is rolled back goes nowhere (AMQP 0-9-1, class `tx`).  Does not end while an
+    alarm is up, and leaves the connection useless until it is over.
     """
     of_others = (wanted.names.unrouted, wanted.names.intake)  # the broker's, and people's
     ours = [one.name for one in wanted.exchanges if one.name not in of_others]

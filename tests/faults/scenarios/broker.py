@@ -103,7 +103,7 @@ class MemoryAlarm(Scenario):
             lambda: replica.counts["broker.blocked"] > blocked, "the alarm is noticed"
         )
         await stage.moments(0.0, 3.0)
-        if number % 3 == 2:  # the dispatcher dies while the alarm is up
+        if number % 2:  # the dispatcher dies while the alarm is up
             await stage.kill(replica)
             await stage.ready(await stage.replica(wait=False))
         else:
