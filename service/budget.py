@@ -30,6 +30,11 @@ class Budget:
     _waiters: deque[asyncio.Future[None]] = field(default_factory=deque, repr=False)
     _outside: deque[asyncio.Future[None]] = field(default_factory=deque, repr=False)
 
+    @property
+    def is_first(self) -> bool:
+        """Tell whether this is the intake lane's: what it puts off has the backlog lane to go to."""
+        return self.lane == "intake"
+
     async def admission(self) -> None:
         """Wait, in line, until few enough deliveries have begun and not ended.
 

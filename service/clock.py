@@ -6,7 +6,7 @@ from typing import Final, Protocol
 
 LOOK_EVERY: Final = 0.5
 ASLEEP_AFTER: Final = 1.5
-"""Seconds between two looks at a clock that is looked at every half second, from which on its process was stopped."""
+"""Seconds: a longer gap between two looks means that the process was stopped, as it looks every half second."""
 
 
 class Clock(Protocol):

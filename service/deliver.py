@@ -181,7 +181,7 @@ class Deliverer:
         decision = await self._round(run, budget, work)
         if decision is DELIVERED:
             return True
-        if budget.lane == "intake":  # in the backlog lane nothing is gained by it
+        if budget.is_first:  # in the backlog lane nothing is gained by it
             await self._turns.turn()
         return not work.lost and await self._carry_out(run.delivery, decision, subscription)
 
@@ -229,7 +229,7 @@ class Deliverer:
         """Run the round, with these targets to begin with."""
         state = run.state
         is_new = run.delivery.round == 1 and run.delivery.deferrals == 0
-        limit = state.limit(now, is_new=is_new)
+        limit = state.take_rate(now, is_new=is_new)
         if limit is not None:
             budget.pass_on()  # nobody ends here who would let those in line go on
             state.wake()
@@ -253,7 +253,7 @@ class Deliverer:
                 return self._come_back(run, obstacle.cause, obstacle.until - now)
             case DeferCause.PAUSED:
                 return self._come_back(run, obstacle.cause, 0.0)
-            case DeferCause.SLOW if budget.lane == "intake":
+            case DeferCause.SLOW if budget.is_first:
                 return Defer(self._clock.now(), obstacle.cause)
             case cause:
                 return self._in_line(run, cause, now, obstacle.until)
@@ -269,11 +269,13 @@ class Deliverer:
     def _in_line(self, run: _Run, cause: DeferCause, now: float, not_before: float) -> Defer:
         state, draw = run.state, random.random()  # noqa: S311 - spreads load, guards nothing
         delay = state.place_in_line(cause, now, not_before, draw)
-        at = self._clock.now() + delay
+        clock_now = self._clock.now()
+        at = clock_now + delay
         if cause in _LIMITS:
-            # Beside the line, which would otherwise begin that late for everybody.
-            later = at - delay + max(delay, missed_delay(run.delivery.trips))
-            at = at if expires(run.delivery, state.subscription.retry, later) else later
+            # Not in the line itself, which would then begin that late for everybody.
+            rested = clock_now + max(delay, missed_delay(run.delivery.trips))
+            if not expires(run.delivery, state.subscription.retry, rested):
+                at = rested
         return Defer(at, cause)
 
     async def _attempts(

@@ -120,7 +120,7 @@ class Dispatcher:
         clock: Clock,
         log: Log,
         meter: Meter,
-        is_given_up: Callable[[str], bool],
+        doubt: Callable[[str], bool],
         *,
         intake: Budget,
         backlog: Budget,
@@ -134,7 +134,7 @@ class Dispatcher:
         self._clock = clock
         self._log = log
         self._meter = meter
-        self._is_given_up = is_given_up
+        self._doubt = doubt
         self._intake = intake
         self._backlog = backlog
         self._max_event_bytes = max_event_bytes
@@ -189,7 +189,7 @@ class Dispatcher:
         Its rounds would otherwise all be spent within a second.  A moment later: it may come back at once again.
         """
         await asyncio.sleep(GAP_PAUSE)
-        if message.lost or self._is_given_up(gap):
+        if message.lost or self._doubt(gap):
             return
         again = (self._outbox.put_off_again(delivery, message) for delivery in deliveries)
         if all(await asyncio.gather(*again)):

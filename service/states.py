@@ -80,7 +80,7 @@ class SubscriptionState:
 
     def comes_back_after(self, soonest: float, now: float) -> float:
         """Have one more delivery come back later; returns the seconds until then, `soonest` at the least."""
-        rate = self._return_lines.rate(self._returns, now)
+        rate = self._return_lines.rate_with(self._returns, now)
         return self._returns.join(now, rate, soonest)
 
     def place_in_line(self, cause: DeferCause, now: float, not_before: float, draw: float) -> float:
@@ -93,14 +93,14 @@ class SubscriptionState:
         if cause is DeferCause.THROTTLED and any(
             target.throttles_unmeasured(now) for target in self._usable
         ):
-            rate = min(rate, self._return_lines.rate(self._returns, now))
+            rate = min(rate, self._return_lines.rate_with(self._returns, now))
         return self.line.reserve(now, rate, not_before, draw)
 
     @property
     def _usable(self) -> list[TargetState]:
         return [state for state in self.targets if state.target.weight and not state.gone]
 
-    def limit(self, now: float, *, is_new: bool) -> DeferCause | None:
+    def take_rate(self, now: float, *, is_new: bool) -> DeferCause | None:
         """Take the room of a rate limit for a round; returns the limit that leaves none.
 
         One that is new leaves it to those in line, and has what these do not use.

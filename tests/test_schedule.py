@@ -121,7 +121,7 @@ def test_a_long_line_takes_little_memory_and_none_once_all_are_back():
         for number in range(100_000):
             returns.join(number / 1000, 250.0, 20.0)
         full, _ = tracemalloc.get_traced_memory()
-        assert returns.is_empty(2000.0)
+        assert returns.let_go(2000.0)
         empty, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -152,12 +152,12 @@ def test_replicas_share_the_line_of_returns_and_a_reload_keeps_it():
 
 def test_lines_of_returns_share_a_rate_and_have_it_back_when_the_others_are_empty():
     lines, many = ReturnLines(replicas=2), [Returns(0.0) for _ in range(4)]
-    assert lines.rate(many[0], 100.0) == 125.0
+    assert lines.rate_with(many[0], 100.0) == 125.0
     for one in many:
         for _ in range(500):
-            one.join(100.0, lines.rate(one, 100.0), 1.0)
-    assert [lines.rate(one, 102.0) for one in many] == [50.0] * 4
-    assert lines.rate(many[0], 200.0) == 125.0
+            one.join(100.0, lines.rate_with(one, 100.0), 1.0)
+    assert [lines.rate_with(one, 102.0) for one in many] == [50.0] * 4
+    assert lines.rate_with(many[0], 200.0) == 125.0
 
 
 def test_a_line_of_returns_that_is_too_long_is_spread_over_a_quarter_of_an_hour():
@@ -165,7 +165,7 @@ def test_a_line_of_returns_that_is_too_long_is_spread_over_a_quarter_of_an_hour(
     back = back_at(returns, 50.0, [100.0 + number / 5000 for number in range(150_000)])
     assert max(back) <= 1930
     assert max(Counter(back).values()) < 1000
-    assert returns.is_empty(2000.0)
+    assert returns.let_go(2000.0)
 
 
 def test_places_are_hardly_looked_for_in_a_line_that_is_full(monkeypatch):
@@ -262,10 +262,10 @@ def limited(rate: float) -> SubscriptionState:
 
 def test_a_new_delivery_leaves_the_room_of_a_rate_limit_to_those_in_line():
     state = limited(10.0)
-    assert [state.limit(0.0, is_new=True) for _ in range(11)][-1] is DeferCause.RATE_LIMITED
+    assert [state.take_rate(0.0, is_new=True) for _ in range(11)][-1] is DeferCause.RATE_LIMITED
     state.line.reserve(0.0, 10.0, 0.0, 0.5)
-    assert state.limit(0.5, is_new=True) is DeferCause.RATE_LIMITED
-    assert state.limit(0.5, is_new=False) is None
+    assert state.take_rate(0.5, is_new=True) is DeferCause.RATE_LIMITED
+    assert state.take_rate(0.5, is_new=False) is None
 
 
 def test_a_new_delivery_leaves_the_pace_of_the_targets_that_are_left_to_those_in_line():
@@ -274,19 +274,19 @@ def test_a_new_delivery_leaves_the_pace_of_the_targets_that_are_left_to_those_in
     throttling, gone = state.targets
     gone.gone = True
     throttling.pace = Pace(10.0, 1.0, 0.0)
-    assert state.limit(1.5, is_new=True) is None
+    assert state.take_rate(1.5, is_new=True) is None
     state.line.reserve(1.5, 10.0, 0.0, 0.5)
-    assert state.limit(1.5, is_new=True) is DeferCause.THROTTLED
-    assert state.limit(1.5, is_new=False) is None
+    assert state.take_rate(1.5, is_new=True) is DeferCause.THROTTLED
+    assert state.take_rate(1.5, is_new=False) is None
 
 
 def test_a_new_delivery_has_what_those_in_line_do_not_use():
     state = limited(10.0)
     state.line.reserve(0.0, 10.0, 5.0, 0.5)
-    assert state.limit(0.0, is_new=True) is None
-    assert [state.limit(0.0, is_new=False) for _ in range(9)] == [None] * 9
-    assert state.limit(0.5, is_new=True) is DeferCause.RATE_LIMITED
-    assert state.limit(2.0, is_new=True) is None
+    assert state.take_rate(0.0, is_new=True) is None
+    assert [state.take_rate(0.0, is_new=False) for _ in range(9)] == [None] * 9
+    assert state.take_rate(0.5, is_new=True) is DeferCause.RATE_LIMITED
+    assert state.take_rate(2.0, is_new=True) is None
 
 
 class StandingClock:

@@ -40,7 +40,7 @@ DOUBLINGS: Final = 10
 STEADY: Final = 5.0
 """Seconds that a session has to last, so that the next has to wait no longer than after the first failure."""
 DOUBT_EVERY: Final = 600.0
-"""Seconds between two sessions given up because of a gap in the delay ladder, at least: it may be none that we close."""
+"""Least seconds between two sessions given up because of a gap in the delay ladder: a new one may not close it."""
 FRAME_LEAST: Final = 131_072
 RIGHTS_TIMEOUT: Final = 3.0
 BLOCKED_POLL: Final = 1.0

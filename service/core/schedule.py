@@ -14,7 +14,9 @@ SLOT_MAX = 600.0
 EJECTED_BASE = 20.0
 EJECTED_MAX = 900.0
 RETURN_RATE = 250.0
-"""Deliveries a second that come back for one subscription while its targets are out of the rotation; at most 254.
+"""Deliveries a second that come back for one subscription while its targets are out of the rotation.
+
+At most 254, as each second's count of them is a byte.
 
 Each of these trips costs the broker about as much as two events; what comes back all at once is in the way of
 everybody.
@@ -114,8 +116,8 @@ class Returns:
         self._last = max(self._last, self._second + delay)
         return delay
 
-    def is_empty(self, now: float) -> bool:
-        """Tell whether all are back; if so, what counted them is let go."""
+    def let_go(self, now: float) -> bool:
+        """Let go of what counts them, if all are back; tells whether they are."""
         if self._last >= now:
             return False
         self._due, self._count = bytearray(), 0
@@ -159,10 +161,10 @@ class ReturnLines:
         self._lines: set[Returns] = set()
         self._looked_at = float("-inf")
 
-    def rate(self, line: Returns, now: float) -> float:
-        """Return how many deliveries a second may come back in a line that one more joins."""
+    def rate_with(self, line: Returns, now: float) -> float:
+        """Count a line in, and return how many deliveries a second may come back in it."""
         if now > self._looked_at + 1.0:
-            self._lines = {one for one in self._lines if not one.is_empty(now)}
+            self._lines = {one for one in self._lines if not one.let_go(now)}
             self._looked_at = now
         self._lines.add(line)
         return min(RETURN_RATE, RETURN_RATE_OF_ALL / len(self._lines)) / self._replicas
