@@ -30,7 +30,7 @@ _KEYWORDS_THAT_QUOTE_KEYS: Final = frozenset(
 
 
 class EventSchemas:
-    """Compiled schemas by event type; immutable, to be swapped as a whole."""
+    """Compiled schemas by event type; immutable."""
 
     __slots__ = ("_validators",)
 

@@ -88,26 +88,20 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How a snapshot differs from the one before it: ids in order, and files that look otherwise.
-
-    `files` tells of secrets and certificates as well: whoever holds a TLS context made from one of
-    them makes a new one.
-    """
+    """How a snapshot differs from the one before it: ids in order."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
-    files: tuple[str, ...] = ()
 
 
-def changes(before: Snapshot | None, after: Snapshot, files: Iterable[object] = ()) -> Changes:
+def changes(before: Snapshot | None, after: Snapshot) -> Changes:
     """Compare two snapshots; without one before, everything is added."""
     old = {} if before is None else {subscription.id: subscription for subscription in before}
     return Changes(
         added=tuple(new.id for new in after if new.id not in old),
         removed=tuple(name for name in old if after.get(name) is None),
         changed=tuple(new.id for new in after if _differs(old.get(new.id), new)),
-        files=tuple(map(str, files)),
     )
 
 

@@ -59,7 +59,6 @@ class SubscriptionWatcher:
         self._current: Snapshot | None = None
         self._memory = Memory()
         self._looks: Mapping[Path, Look | None] = {}
-        self._looks_of_current: Mapping[Path, Look | None] = {}
 
     @property
     def current(self) -> Snapshot:
@@ -121,9 +120,7 @@ class SubscriptionWatcher:
         if isinstance(reading.result, SubscriptionsError):
             self._on_refused(reading.result)
             return
-        known, self._looks_of_current = self._looks_of_current, reading.looks
-        different = [path for path, now in reading.looks.items() if known.get(path) != now]
-        found = await asyncio.to_thread(changes, self._current, reading.result, different)
+        found = await asyncio.to_thread(changes, self._current, reading.result)
         old: list[Iterable[object]] = [self._memory, self._current or ()]
         self._current, self._memory = reading.result, reading.memory
         self._on_loaded(reading.result, found)
