@@ -73,10 +73,14 @@ class EventSchemas:
         and none of the data's values.
         """
         validator = self._validators.get(event_type)
-        if validator is None or validator.is_valid(data):
+        if validator is None:
             return
-        error = next(validator.iter_errors(data))
-        raise EventRejected("schema_violation", f"{_path(error.instance_path)}: {_rule(error)}")
+        try:
+            # Not `iter_errors`: that makes all of them first, each with a copy of what it is about.
+            validator.validate(data)
+        except jsonschema_rs.ValidationError as error:
+            detail = f"{_path(error.instance_path)}: {_rule(error)}"
+            raise EventRejected("schema_violation", detail) from None
 
 
 def _compiled(path: Path) -> jsonschema_rs.Draft202012Validator:
