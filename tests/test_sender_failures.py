@@ -227,7 +227,7 @@ async def test_cancelling_the_caller_cancels_the_attempt() -> None:
 
 
 def test_certificate_files_that_we_lack_descriptors_for_are_no_fault_of_the_target() -> None:
-    error = TlsFilesError("certificate files cannot be used: Too many open files")
+    error = TlsFilesError("certificate files: Too many open files: /ca.pem")
     error.__cause__ = OSError(errno.EMFILE, "Too many open files")
     outcome = failure(error, Observation(), place="a.example:443", duration=0.1)
     assert isinstance(outcome, Failed)

@@ -1,5 +1,6 @@
 """Certificates are verified and shown, and refusals are told apart."""
 
+import asyncio
 import select
 import shutil
 import socket
@@ -7,6 +8,7 @@ import ssl
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -17,8 +19,9 @@ from service.clock import SystemClock
 from service.core.address import EgressRules
 from service.core.delivery import Answered, FailureKind
 from service.core.subscription import TlsFiles
+from service.webhook import tls as tls_module
 from service.webhook.sender import WebhookSender
-from service.webhook.tls import TlsContexts, describe
+from service.webhook.tls import TlsContexts, TlsFilesError, describe
 from tests.certificates import Authority
 from tests.receivers import Hostile, Reader, Recorder, Writer
 from tests.sending import (
@@ -136,16 +139,109 @@ async def test_changed_certificate_files_are_taken_up(authority: Authority, tmp_
         assert isinstance(await send(sender, to), Answered)
 
 
-@pytest.mark.parametrize("content", [None, "not a certificate"])
-async def test_certificate_files_that_cannot_be_used_are_a_failure_of_tls(
-    tmp_path: Path, content: str | None
+@pytest.mark.parametrize("name", ["ca_file", "client_cert_file", "client_key_file"])
+@pytest.mark.parametrize("cut", [0, 100, None])  # bytes that are left, None: no file
+async def test_certificates_in_use_stay_in_force_where_their_files_go_bad(
+    authority: Authority, name: str, cut: int | None
 ) -> None:
-    path = tmp_path / "ca.pem"
-    if content is not None:
-        path.write_text(content)
-    outcome = await attempt("https://127.0.0.1:1/", tls=TlsFiles(ca_file=str(path)))
-    assert outcome.kind is FailureKind.TLS
-    assert "certificate files cannot be used" in outcome.detail
+    cert, key = authority.issue("dispatcher")
+    files, clock = TlsFiles(authority.ca_file, cert, key), Clock()
+    contexts = TlsContexts(clock)
+    good = await contexts.get(files)
+    path = Path(getattr(files, name))
+    text = replace_with(path, lambda text: None if cut is None else text[:cut])
+    for _ in range(2):
+        clock.ahead += 2
+        assert await contexts.get(files) is good
+    replace_with(path, lambda _: text)
+    assert await contexts.get(files) is good  # it looked at them within the last second
+    clock.ahead += 2
+    assert await contexts.get(files) is not good
+
+
+async def test_a_target_is_reached_while_a_rotation_has_changed_only_the_certificate(
+    authority: Authority,
+) -> None:
+    cert, key = authority.issue("dispatcher")
+    other, _ = authority.issue("other")
+    clock = Clock()
+    async with (
+        Recorder(tls=authority.server(demand_client=True)) as receiver,
+        WebhookSender(rules=LOOPBACK, clock=clock) as sender,
+    ):
+        to = subscribe(receiver.url, tls=TlsFiles(authority.ca_file, cert, key))
+        assert isinstance(await send(sender, to), Answered)
+        shutil.copy(other, cert)
+        clock.ahead += 2
+        assert isinstance(await send(sender, to), Answered)
+        assert receiver.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wrong"),
+    [
+        ("ca_file", None, "No such file or directory"),
+        ("ca_file", b"no PEM", "no certificates in PEM form"),
+        ("client_cert_file", None, "No such file or directory"),
+        ("client_cert_file", b"no PEM", "no certificate in PEM form with its key"),
+        ("client_key_file", None, "No such file or directory"),
+        ("client_key_file", b"no PEM", "no certificate in PEM form with its key"),
+    ],
+)
+async def test_certificate_files_that_cannot_be_used_are_named_and_no_fault_of_the_target(
+    authority: Authority, name: str, content: bytes | None, wrong: str
+) -> None:
+    files = TlsFiles(authority.ca_file, *authority.issue("dispatcher"))
+    path = Path(getattr(files, name))
+    replace_with(path, lambda _: content)
+    with pytest.raises(TlsFilesError) as raised:
+        await TlsContexts(SystemClock()).get(files)
+    assert str(path) in str(raised.value)
+    assert wrong in str(raised.value)
+    outcome = await attempt("https://127.0.0.1:1/", tls=files)
+    assert outcome.kind is FailureKind.LOCAL
+    assert outcome.detail == f"127.0.0.1:1: {raised.value}"[:200]
+    assert wrong in outcome.detail
+
+
+async def test_those_who_need_a_context_at_once_share_one(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = Builds(monkeypatch)
+    contexts, files = TlsContexts(SystemClock()), TlsFiles(authority.ca_file)
+    found = await asyncio.gather(*(contexts.get(files) for _ in range(8)))
+    assert len(set(map(id, found))) == 1
+    assert builds.of == [TlsFiles(), files]
+
+
+async def test_one_who_gives_up_waiting_for_a_context_takes_it_from_nobody(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = Builds(monkeypatch)
+    contexts, files = TlsContexts(SystemClock()), TlsFiles(authority.ca_file)
+    builds.may_end.clear()
+    waiting = [asyncio.create_task(contexts.get(files)) for _ in range(3)]
+    await until(lambda: len(builds.of) == 2)
+    waiting[0].cancel()
+    await asyncio.wait(waiting[:1])
+    builds.may_end.set()
+    first, second, third = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(first, asyncio.CancelledError)
+    assert isinstance(second, ssl.SSLContext)
+    assert third is second
+    assert await contexts.get(files) is second
+    assert builds.of == [TlsFiles(), files]
+
+
+async def test_a_context_that_could_not_be_built_is_tried_again(
+    authority: Authority, tmp_path: Path
+) -> None:
+    path = tmp_path / "trusted.pem"
+    contexts, files = TlsContexts(SystemClock()), TlsFiles(str(path))
+    failed = await asyncio.gather(*(contexts.get(files) for _ in range(3)), return_exceptions=True)
+    assert [type(error) for error in failed] == [TlsFilesError] * 3
+    shutil.copy(authority.ca_file, path)
+    assert isinstance(await contexts.get(files), ssl.SSLContext)
 
 
 async def test_plain_http_behind_an_https_url_is_a_failure_of_tls() -> None:
@@ -194,6 +290,31 @@ class Clock:
 
     def monotonic(self) -> float:
         return time.monotonic() + self.ahead
+
+
+def replace_with(path: Path, changed: Callable[[bytes], bytes | None]) -> bytes:
+    """Write a file anew, or remove it where there is nothing to write, and return what it held."""
+    before = path.read_bytes() if path.exists() else b""
+    path.unlink(missing_ok=True)
+    if (after := changed(before)) is not None:
+        path.write_bytes(after)
+    return before
+
+
+class Builds:
+    """Notes of what files contexts are built, and keeps builds from ending while `may_end` is clear."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.of: list[TlsFiles] = []
+        self.may_end = threading.Event()
+        self.may_end.set()
+        self._build = tls_module._context
+        monkeypatch.setattr(tls_module, "_context", self)
+
+    def __call__(self, files: TlsFiles) -> ssl.SSLContext:
+        self.of.append(files)
+        assert self.may_end.wait(5.0)
+        return self._build(files)
 
 
 def test_no_key_exchange_is_offered_whose_size_the_target_chooses(authority: Authority) -> None:

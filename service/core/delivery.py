@@ -25,7 +25,10 @@ class FailureKind(StrEnum):
     RESET = "reset"
     PROTOCOL = "protocol"
     LOCAL = "local"
-    """Our own machine lacks something (descriptors, ports, memory): it tells nothing of the target."""
+    """Our own machine lacks something: it tells nothing of the target.
+
+    Descriptors, ports, memory, or certificate files that can be used.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,10 +51,10 @@ def one_line(text: str, limit: int = _DETAIL_LIMIT) -> str:
 def _name(error: Exception, seen: Observation) -> tuple[FailureKind, str]:
     if isinstance(error, TimeoutError):
         return FailureKind.TIMEOUT, _timeout(seen)
+    if isinstance(error, TlsFilesError):
+        return FailureKind.LOCAL, str(error)
     if (lack := _lack(error)) is not None:
         return FailureKind.LOCAL, f"no connection: {os.strerror(lack)}"
-    if isinstance(error, TlsFilesError):
-        return FailureKind.TLS, str(error)
     if refusal := _refusal(error):
         return FailureKind.TLS, describe(refusal)
     if seen.garbled is not None:

@@ -1,12 +1,15 @@
 """TLS of webhook requests: which certificates are trusted, which are shown, and what went wrong.
 
 Certificates are always verified, and nothing older than TLS 1.2 is spoken.  Contexts are kept per
-`TlsFiles`, since connections are pooled by context, and made anew when a file changes.
+`TlsFiles`, since connections are pooled by context, and made anew when a file changes.  The law here: files
+that cannot be used put nothing out of force that was good before.
 """
 
 import asyncio
 import ssl
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +48,7 @@ _REASON_TEXTS = {
 
 
 class TlsFilesError(Exception):
-    """A subscription's certificate files cannot be used."""
+    """A subscription's certificate files cannot be used: a failure of ours, not of the target."""
 
 
 @dataclass(slots=True)
@@ -62,25 +65,42 @@ class TlsContexts:
         self.default = _context(TlsFiles())
         self._clock = clock
         self._kept: OrderedDict[TlsFiles, _Kept] = OrderedDict()
+        self._looks: dict[TlsFiles, asyncio.Task[_Kept | TlsFilesError]] = {}
 
     async def get(self, files: TlsFiles) -> ssl.SSLContext:
-        """Return the context of `files`; raises `TlsFilesError` where they cannot be read."""
+        """Return the context of `files` as they are now, or as they were when they could last be used.
+
+        Raises `TlsFilesError` where they could not be used yet.
+        """
         kept = self._kept.get(files)
-        now = self._clock.monotonic()
-        if kept is not None and now - kept.looked_at < _FRESH:
+        if kept is not None and self._clock.monotonic() - kept.looked_at < _FRESH:
             self._kept.move_to_end(files)
             return kept.context
+        look = self._looks.get(files)
+        if look is None:
+            look = self._looks[files] = asyncio.create_task(self._look(files))
+            look.add_done_callback(lambda _: self._looks.pop(files))
+        # All who need these files wait for one look, and none of them ends it for the others.
+        found = await asyncio.shield(look)
+        if isinstance(found, TlsFilesError):
+            raise found
+        return found.context
+
+    async def _look(self, files: TlsFiles) -> _Kept | TlsFilesError:
+        """Look at the files, and build their context where they have changed; an error where there is none."""
+        kept = self._kept.get(files)
         try:
             stamps = _stamps(files)
             if kept is None or kept.stamps != stamps:
                 # Reading the system's authorities takes tens of milliseconds.
                 context = await asyncio.to_thread(_context, files)
-                kept = _Kept(stamps, context, now)
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            raise TlsFilesError(f"certificate files cannot be used: {_text(error)}") from error
-        kept.looked_at = now
+                kept = _Kept(stamps, context, 0.0)
+        except TlsFilesError as error:
+            if kept is None:
+                return error
+        kept.looked_at = self._clock.monotonic()
         self._keep(files, kept)
-        return kept.context
+        return kept
 
     def _keep(self, files: TlsFiles, kept: _Kept) -> None:
         self._kept[files] = kept
@@ -100,24 +120,43 @@ def describe(error: ssl.SSLError) -> str:
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=files.ca_file)
+    with _using(files.ca_file, lacking="certificates in PEM form"):
+        context = ssl.create_default_context(cafile=files.ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers(_CIPHERS)
     context.set_alpn_protocols(["http/1.1"])
-    if files.client_cert_file is not None:
-        # An empty password instead of a question on the terminal, where the key is encrypted.
-        context.load_cert_chain(files.client_cert_file, files.client_key_file, password="")
+    cert, key = files.client_cert_file, files.client_key_file
+    if cert is not None:
+        with _using(cert, key, lacking="certificate in PEM form with its key"):
+            # An empty password instead of a question on the terminal, where the key is encrypted.
+            context.load_cert_chain(cert, key, password="")
     return context
 
 
 def _stamps(files: TlsFiles) -> tuple[int, ...]:
-    paths = (files.ca_file, files.client_cert_file, files.client_key_file)
-    return tuple(Path(path).stat().st_mtime_ns for path in paths if path is not None)
+    stamps = []
+    for path in (files.ca_file, files.client_cert_file, files.client_key_file):
+        if path is not None:
+            with _using(path):
+                stamps.append(Path(path).stat().st_mtime_ns)
+    return tuple(stamps)
 
 
-def _text(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        return describe(error)
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+@contextmanager
+def _using(*paths: str | None, lacking: str = "") -> Iterator[None]:
+    """Turn whatever is wrong with the files at `paths` into a `TlsFilesError` that names them."""
+    try:
+        yield
+    except ssl.SSLError as error:
+        reason = getattr(error, "reason", None)  # of a file that is cut off, OpenSSL tells none
+        why = f" ({reason.replace('_', ' ').lower()})" if reason else ""
+        raise _unusable(paths, f"no {lacking}{why}") from error
+    except OSError as error:
+        raise _unusable(paths, error.strerror or str(error)) from error
+    except ValueError as error:
+        raise _unusable(paths, str(error)) from error
+
+
+def _unusable(paths: tuple[str | None, ...], text: str) -> TlsFilesError:
+    # Names last: an attempt's error is cut where it is too long.
+    return TlsFilesError(f"certificate files: {text}: {' and '.join(filter(None, paths))}")
