@@ -313,6 +313,24 @@ def test_a_rejected_event_comes_back_with_the_properties_it_had():
     assert (again.message_id, again.message_type, again.app_id) == ("m1", "a.b", "shop")
 
 
+def test_a_rejected_event_keeps_headers_whose_names_begin_as_the_brokers_own_do():
+    names = ("CCY", "CC-Team", "BCCs", "cc", "x-deaths", "x-delivery-counts", "x-last-death-wish")
+    theirs: dict[str, Any] = dict.fromkeys(names, "EUR")
+    brokers = [
+        *("x-death", "x-delivery-count", "x-acquired-count", "CC", "BCC"),
+        *("x-first-death-queue", "x-first-death-reason", "x-first-death-exchange"),
+        *("x-last-death-queue", "x-last-death-reason", "x-last-death-exchange"),
+    ]
+    original = Basic.Properties(message_id="m1", headers=theirs | dict.fromkeys(brokers, "x"))
+    parked = rejected.rejected_properties(original, "a.b", EventRejected("not_json", "no"), NOW)
+    told = parked.headers or {}
+    assert {name for name in told if not name.startswith("x-rejected-")} == theirs.keys()
+    again = rejected.restored_properties(rejected.parked_again(parked, "a.b", b""))
+    assert again.headers == theirs
+    parked_by_the_broker = original
+    assert rejected.restored_properties(parked_by_the_broker).headers == theirs
+
+
 def test_what_could_not_be_decoded_stays_parked_as_without_its_properties_it_would_be_another_event():
     rejection = EventRejected("invalid_envelope", "properties cannot be decoded: ValueError")
     original = Basic.Properties(headers=Undecodable("ValueError"))

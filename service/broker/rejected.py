@@ -34,7 +34,15 @@ _OURS = (
     *(STATE, SUBSCRIPTIONS, REASON, DETAIL, REJECTED_AT, REJECTED_ID, ROUTING_KEY, MESSAGE_ID),
     UNDECODABLE,
 )
-_BROKERS = ("x-death", "x-first-death", "x-last-death", "x-delivery-count", "CC", "BCC")
+_BROKERS = frozenset(
+    (
+        *("x-death", "x-delivery-count", "x-acquired-count"),
+        *("x-first-death-queue", "x-first-death-reason", "x-first-death-exchange"),
+        *("x-last-death-queue", "x-last-death-reason", "x-last-death-exchange"),
+        *("CC", "BCC"),
+    )
+)
+"""Headers that RabbitMQ writes, and those by which it would send a copy elsewhere."""
 _HEADER_ROOM = 64 * 1024
 _AGAIN_ROOM = 120 * 1024
 """Bytes of a parked message's headers that can be written again: what goes with them fits into the frame too."""
@@ -219,7 +227,7 @@ def _carried_over(
     theirs = {
         name: value
         for name, value in (original.headers or {}).items()
-        if name not in dropped and not name.startswith(_BROKERS)
+        if name not in dropped and name not in _BROKERS
     }
     if not _fits(theirs, room):
         theirs = {}
