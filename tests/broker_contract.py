@@ -431,6 +431,27 @@ async def properties_arrive_as_they_were_sent(rig: Rig) -> None:
 # The broker layer.
 
 
+class Rejecting:
+    """A handler that rejects every message, by the outbox that it is given; `done` tells what came of it."""
+
+    outbox: Outbox
+
+    def __init__(self) -> None:
+        self.done: list[bool] = []
+
+    async def __call__(self, message: Message) -> None:
+        self.done.append(await self.outbox.reject(message, EventRejected("not_json", "no")))
+        message.ack()
+
+
+async def rejected_headers(rig: Rig, count: int) -> list[Any]:
+    """Return the headers of the first `count` messages in the queue of rejected events."""
+    async with rig.channel() as channel:
+        got, _ = await rig.consume(channel, "rejected")
+        await until(lambda: len(got) >= count)
+    return [message.header.properties.headers for message in got]
+
+
 @law
 async def a_publish_without_a_session_is_unconfirmed(rig: Rig) -> None:
     outbox = Outbox(Publisher(1.0), rig.wanted.names, rig.clock)
@@ -533,6 +554,39 @@ async def a_rejected_event_keeps_its_bytes_and_tells_its_reason(rig: Rig) -> Non
         await until(lambda: got)
     told = rejected.read_rejected(got[0].header.properties, got[0].routing_key, got[0].body)
     assert (told.reason, told.event_id, told.body) == ("not_json", "e1", b"\xffwhat?")
+
+
+@law
+async def a_delivery_that_is_rejected_keeps_its_state_whichever_way_it_came(rig: Rig) -> None:
+    rejecting = Rejecting()
+    async with rig.layer(rejecting, queue="deliveries") as it:
+        rejecting.outbox = it.outbox
+        assert await it.outbox.put_off(delivery(), rig.clock.now())
+        assert await it.outbox.put_off(delivery(), rig.clock.now() + 0.5)
+        async with rig.channel() as channel:  # as an operator's shovel does
+            properties = codec.delivery_properties(delivery())
+            await channel.basic_publish(
+                b"{}", routing_key=rig.queue("deliveries"), properties=properties
+            )
+        await until(lambda: rejecting.done == [True] * 3)
+        await it.lane.drained()
+    assert [codec.STATE in told for told in await rejected_headers(rig, 3)] == [True] * 3
+
+
+@law
+async def an_event_that_is_rejected_keeps_no_state_whichever_way_it_came(rig: Rig) -> None:
+    rejecting = Rejecting()
+    intake = rig.queue("intake")
+    async with rig.layer(rejecting) as it, rig.channel() as channel:
+        rejecting.outbox = it.outbox
+        for exchange, key in ((rig.wanted.events.name, "a.b"), (intake, ""), ("", intake)):
+            forged = codec.delivery_properties(delivery())
+            await channel.basic_publish(
+                b"?", exchange=exchange, routing_key=key, properties=forged, mandatory=True
+            )
+        await until(lambda: rejecting.done == [True] * 3)
+        await it.lane.drained()
+    assert [codec.STATE in told for told in await rejected_headers(rig, 3)] == [False] * 3
 
 
 @law

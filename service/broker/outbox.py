@@ -85,7 +85,7 @@ class Outbox:
             message.routing_key,
             rejection,
             self._clock.now(),
-            keep_state=message.exchange.startswith(f"{self._names.prefix}."),
+            keep_state=self._names.is_in_backlog(message.exchange, message.routing_key),
         )
         published = await self._publisher.publish(
             self._names.rejected, "", message.body, properties

@@ -99,6 +99,16 @@ class Names:
             return self.deliveries, {}
         return self.delay(ladder.entry_level(seconds)), ladder.headers(seconds)
 
+    def is_in_backlog(self, exchange: str, routing_key: str) -> bool:
+        """Tell whether a message that came over this exchange lies in the backlog lane's queue.
+
+        The events exchange may have a name that begins with the prefix.  What an operator moved came over the
+        default exchange, by the queue's name.
+        """
+        if exchange == "":
+            return routing_key == self.deliveries
+        return exchange == self.deliveries or exchange in map(self.delay, range(ladder.LEVELS))
+
     def gap(self, headers: Mapping[str, Any]) -> str | None:
         """Return a queue of the ladder that a message, by its headers, has not waited in as it should have.
 
