@@ -180,6 +180,13 @@ def test_the_network_policy_allows_the_broker_dns_the_targets_and_the_scraper(pr
     assert all({"namespaceSelector", "podSelector"} <= one.keys() for one in scraper["from"])
     dns, broker, targets = policy["spec"]["egress"]
     assert {(p["protocol"], p["port"]) for p in dns["ports"]} == {("UDP", 53), ("TCP", 53)}
+    pods, cache = dns["to"]
+    [by_name] = pods["podSelector"]["matchExpressions"]
+    assert by_name == {"key": "k8s-app", "operator": "In", "values": ["kube-dns", "node-local-dns"]}
+    assert pods["namespaceSelector"]["matchLabels"] == {
+        "kubernetes.io/metadata.name": "kube-system"
+    }
+    assert cache == {"ipBlock": {"cidr": "169.254.20.10/32"}}  # NodeLocal DNSCache, on the node
     assert {p["port"] for p in broker["ports"]} == {5671, 5672}
     assert broker["to"][0]["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "rabbitmq"}
     [deployment] = of_kind(production, "Deployment")
