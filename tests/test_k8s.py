@@ -329,6 +329,18 @@ def _secret(everything: tuple[Manifest, ...], name: str) -> dict[str, Any]:
     return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
 
+def test_compose_takes_no_port_that_may_be_in_use_and_says_how_each_is_found():
+    text = (manifests.ROOT / "compose.yaml").read_text()
+    told = set(re.findall(r"docker compose port (\S+) (\d+)", text))
+    published = set()
+    for name, one in yaml.safe_load(text)["services"].items():
+        for port in one.get("ports", []):
+            assert port.startswith("127.0.0.1::"), port  # the host's port stands between the colons
+            published.add((name, port.rpartition(":")[2]))
+    assert published
+    assert told == published
+
+
 def test_compose_names_only_what_is_there_and_signs_with_the_secret_that_it_verifies_with():
     compose = yaml.safe_load((manifests.ROOT / "compose.yaml").read_text())
     for one in compose["services"].values():
