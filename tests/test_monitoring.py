@@ -7,6 +7,7 @@ rest, above all that no name is said that the catalogue does not have, needs non
 
 import asyncio
 import collections
+import json
 import math
 import re
 import shlex
@@ -228,6 +229,43 @@ def test_the_runbook_greps_for_lines_and_settings_that_there_are():
     from service.settings import known_names  # noqa: PLC0415
 
     assert set(re.findall(r"DISPATCHER_\w+", files.RUNBOOK)) <= known_names()
+
+
+def test_the_runbook_looks_at_the_log_of_every_replica():
+    pods = re.findall(r"kubectl logs ([^|\n]+)", files.RUNBOOK)
+    assert pods
+    for arguments in pods:
+        # With a selector, kubectl shows ten lines of each pod unless it is told otherwise.
+        assert arguments.startswith("-l app.kubernetes.io/name=webhook-dispatcher --tail=")
+    readme = (files.FOLDER.parents[1] / "README.md").read_text()
+    for arguments in re.findall(r"kubectl logs (-f [^|\n]+)", readme):
+        assert "--max-log-requests" in arguments  # of more than five pods it would follow none
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_the_runbooks_log_is_that_of_all_pods_in_order_and_names_them(tmp_path):
+    def line(pod: str, second: int) -> str:
+        told = f'{{"timestamp":"2030-01-01T00:00:0{second}.000000Z","error":"a}} [b] {{"}}'
+        return f"[pod/{pod}/webhook-dispatcher] {told}"
+
+    lines = [line("a-1", 1), line("a-1", 4), "[pod/a-1/webhook-dispatcher] no JSON"]
+    lines += ["error: no previous container", line("b-2", 2), line("b-2", 3)]
+    stub = tmp_path / "kubectl"
+    stub.write_text("#!/bin/sh\necho \"$@\" >&2\ncat <<'END'\n" + "\n".join(lines) + "\nEND\n")
+    stub.chmod(0o755)
+    [function] = re.findall(r"^wdlog\(\) \{.*?^\}", files.RUNBOOK, re.DOTALL | re.MULTILINE)
+    done = subprocess.run(
+        ["bash", "-c", f"{function}\nwdlog --since=15m"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.strip().endswith("--prefix --since=15m")
+    found = [json.loads(text) for text in done.stdout.splitlines()]
+    assert [told["pod"] for told in found] == ["a-1", "b-2", "b-2", "a-1"]
+    assert [told["timestamp"][18] for told in found] == ["1", "2", "3", "4"]
+    assert {told["error"] for told in found} == {"a} [b] {"}
 
 
 # Loki's own language
