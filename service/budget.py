@@ -6,11 +6,13 @@ stays free for the rest.  And all targets that are known to be slow together may
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from service.core.delivery import DeferCause
 from service.core.health import TargetState, Unavailable
+from service.core.subscription import Balance
 from service.states import SubscriptionState
 
 WAIT_EXPECTED = 2.0
@@ -29,6 +31,7 @@ class Budget:
     begun: int = 0
     _waiters: deque[asyncio.Future[None]] = field(default_factory=deque, repr=False)
     _outside: deque[asyncio.Future[None]] = field(default_factory=deque, repr=False)
+    _held: Counter[TargetState] = field(default_factory=Counter, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -90,10 +93,28 @@ class Budget:
                 waiter.set_result(None)
                 return
 
+    def hold(self, target: TargetState) -> None:
+        """Note that an attempt of this lane begins at a target."""
+        self._held[target] += 1
+
+    def release(self, target: TargetState) -> None:
+        """Note that it has ended."""
+        self._held[target] -= 1
+        if not self._held[target]:
+            del self._held[target]
+
     @property
     def share(self) -> int:
-        """Return how many attempts one target may have under way now."""
+        """Return how many attempts of this lane one target may have under way now."""
         return max(1, (self.limit - self.in_use) // 2)
+
+    def has_more_for(self, targets: Sequence[TargetState]) -> bool:
+        """Tell whether one of these targets may have another attempt beside the one that is about to begin."""
+        share = self.share
+        return self.in_use < self.limit and any(
+            self._held[target] + 1 < share and target.in_flight + 1 < target.target.max_in_flight
+            for target in targets
+        )
 
     def open_to(self, state: SubscriptionState, now: float) -> list[TargetState] | Unavailable:
         """Return the targets of a subscription that an attempt can be made at now, or why none can.
@@ -107,8 +128,12 @@ class Budget:
             return state.obstacle(now)
         if self.slow_in_use >= self.slow_limit and any(c.is_slow(now) for c in candidates):
             return Unavailable(DeferCause.SLOW, now)
+        # That the lane is full of others is no reason for a backup, or for the next in order.
+        preferred = [one for one in candidates if not one.target.backup] or candidates
+        if state.subscription.balance is Balance.FAILOVER:
+            preferred = preferred[:1]
         share = self.share
-        roomy = [candidate for candidate in candidates if candidate.in_flight < share]
+        roomy = [candidate for candidate in preferred if self._held[candidate] < share]
         return roomy or Unavailable(DeferCause.SATURATED, now)
 
 

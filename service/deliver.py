@@ -47,15 +47,20 @@ BODY_START_KEPT = 256
 WAIT_LIMIT = 3.0
 """Seconds that a delivery waits in memory for a busy target before it is put off after all."""
 ROUND_LIMIT = 1200.0
-"""Seconds after which a round has no further failover: RabbitMQ takes a message back after 30 min."""
+"""Seconds after which a round has no further attempt: RabbitMQ takes a message back after 30 min."""
+HELD_LIMIT = 1700.0
+"""Seconds for which the last attempt of a round may go on, likewise."""
 EARLY = 1.5
 """A delivery that comes back this many seconds before its time has another trip to make."""
 
 UNKNOWN_DEFERRALS = 3
 """Deferrals (20, 40, 80 s, or up to twice that) before an unknown subscription counts as removed."""
+UNKNOWN_FOR = 120.0
+"""Seconds for which this process has to have missed it, too: a delivery may have been put off for other reasons."""
 
 DELIVERED = Delivered()
-_LIMITS = frozenset((DeferCause.RATE_LIMITED, DeferCause.THROTTLED))
+_LIMITS = frozenset((DeferCause.RATE_LIMITED, DeferCause.THROTTLED, DeferCause.SLOW))
+"""What a place in line does not account for in full: others may have used it up when the place comes."""
 
 
 class Sender(Protocol):
@@ -142,8 +147,8 @@ class _Run:
         return Round(
             others=now < self.latest and bool(self.state.candidates(self.tried, now)),
             all_gone=self.state.all_gone,
-            all_forbidden=self.forbidden >= usable,
-            repeated=self.repeated,
+            all_forbidden=0 < usable <= self.forbidden,
+            repeated=self.repeated or now >= self.latest,
             retry_after=self.retry_after,
         )
 
@@ -192,9 +197,9 @@ class Deliverer:
 
     async def _without_subscription(self, delivery: Delivery, now: float) -> bool:
         """Give a subscription that this replica has not read yet some time to appear."""
-        if (
-            self._states.was_removed(delivery.subscription_id)
-            or delivery.deferrals >= UNKNOWN_DEFERRALS
+        missed_for = self._states.missed_for(delivery.subscription_id, self._clock.monotonic())
+        if self._states.was_removed(delivery.subscription_id) or (
+            delivery.deferrals >= UNKNOWN_DEFERRALS and missed_for >= UNKNOWN_FOR
         ):
             return await self._bury(delivery, Reason.SUBSCRIPTION_REMOVED)
         delay = ejected_delay(delivery.deferrals, 0.0, _jitter())
@@ -203,14 +208,15 @@ class Deliverer:
     async def _round(self, run: _Run, budget: Budget, work: Work) -> Decision:
         """Run a round, or say why it does not begin; a short wait in line for room is part of it."""
         state, deadline = run.state, 0.0
-        behind_others = state.waiting > 0
+        is_first = not state.waiting_in(budget.lane)
         while True:
             crowded = budget.in_use >= budget.limit
             if crowded:
                 await budget.room()
+                is_first = is_first or not state.waiting_in(budget.lane)
             now = self._clock.monotonic()
             found = budget.open_to(state, now)
-            if isinstance(found, list) and not behind_others:
+            if isinstance(found, list) and is_first:
                 return await self._begin(run, found, budget, work, now)
             if crowded:
                 budget.pass_on()
@@ -220,8 +226,8 @@ class Deliverer:
             if now >= deadline or not worth_waiting(state, found, now):
                 state.wake()  # what holds for this one may hold for those in line
                 return self._refuse(run, found, budget, now)
-            await state.wait(deadline - now)
-            behind_others = False
+            await state.wait(budget.lane, deadline - now, is_first=is_first)
+            is_first = True
 
     async def _begin(
         self, run: _Run, targets: list[TargetState], budget: Budget, work: Work, now: float
@@ -234,9 +240,13 @@ class Deliverer:
             budget.pass_on()  # nobody ends here who would let those in line go on
             state.wake()
             return self._in_line(run, limit, now, now)
-        run.latest = now + ROUND_LIMIT
+        run.latest = now + min(ROUND_LIMIT, HELD_LIMIT - state.subscription.timeout)
         slow = state.is_slow(now)
         budget.begin(slow=slow)
+        if state.waiting_in(budget.lane) and budget.has_more_for(
+            targets
+        ):  # as many go on as may, not one for each that ends
+            state.wake_in(budget.lane)
         try:
             return await self._attempts(run, targets, budget, work, now)
         finally:
@@ -307,6 +317,7 @@ class Deliverer:
         prepared, subscription, at = run.prepared, run.state.subscription, self._clock.now()
         span = f"{random.getrandbits(64) or 1:016x}" if prepared.trace else None
         ticket = picked.begin(started)
+        budget.hold(picked)
         try:
             outcome = await self._sender.send(
                 subscription=subscription,
@@ -320,6 +331,8 @@ class Deliverer:
         except BaseException:
             picked.abandon(ticket)
             raise
+        finally:
+            budget.release(picked)
         ended = self._clock.monotonic()
         seconds = ended - started
         change = picked.end(ticket, outcome, ended, _jitter())

@@ -174,7 +174,27 @@ def _stamp(_: Any, level: str, fields: MutableMapping[str, Any]) -> dict[str, An
 
 
 def _render_json(_: Any, __: str, fields: MutableMapping[str, Any]) -> bytes:
-    return orjson.dumps(fields, default=str)
+    try:
+        return orjson.dumps(fields, default=str)
+    except (
+        TypeError
+    ):  # a text with half a character, such as a file's name that is no UTF-8, or a huge number
+        return orjson.dumps(_sound(fields), default=str)
+
+
+def _sound(value: Any) -> Any:
+    """Return a value whose texts can be written as UTF-8: what cannot stands there as its code."""
+    match value:
+        case str():
+            return value.encode(errors="backslashreplace").decode()
+        case dict():
+            return {_sound(str(key)): _sound(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_sound(one) for one in value]
+        case int() if not -(2**63) <= value < 2**64:
+            return str(value)
+        case _:
+            return value
 
 
 def _render_console(_: Any, level: str, fields: MutableMapping[str, Any]) -> bytes:

@@ -15,6 +15,9 @@ from service.core.health import TargetState, Unavailable
 from service.core.schedule import Line, ReturnLines, Returns, TokenBucket
 from service.core.subscription import Subscription
 
+MISSED_KEPT = 10_000
+"""Unknown subscriptions of which it is known since when."""
+
 
 class SubscriptionState:
     """One subscription's targets, rate limit and line; all times in monotonic seconds."""
@@ -22,7 +25,7 @@ class SubscriptionState:
     __slots__ = (
         "_return_lines",
         "_returns",
-        "_waiters",
+        "_waiting",
         "bucket",
         "line",
         "subscription",
@@ -39,7 +42,7 @@ class SubscriptionState:
         self._return_lines = return_lines
         rate = subscription.rate_limit
         self.bucket = TokenBucket(rate / replicas) if rate else None
-        self._waiters: deque[asyncio.Future[bool]] = deque()
+        self._waiting: dict[str, deque[asyncio.Future[bool]]] = {}
 
     def candidates(self, tried: Sequence[TargetState], now: float) -> list[TargetState]:
         """Return the targets that may be tried now and were not tried in this round."""
@@ -48,22 +51,34 @@ class SubscriptionState:
         ]
 
     def is_slow(self, now: float) -> bool:
-        """Tell whether any of the targets is slow."""
-        return any(state.is_slow(now) for state in self.targets)
+        """Tell whether any of the targets in the rotation is slow."""
+        return any(state.is_slow(now) for state in self._usable if not state.is_ejected(now))
 
     @property
     def waiting(self) -> int:
         """Return how many deliveries wait for a target of this subscription to have room."""
-        # Those that gave up go first, as they came first; taking each out at once would walk the line.
-        while self._waiters and self._waiters[0].done():
-            self._waiters.popleft()
-        return len(self._waiters)
+        return sum(map(self.waiting_in, self._waiting))
 
-    async def wait(self, seconds: float) -> bool:
-        """Wait in line until an attempt has ended; False when that took too long."""
+    def waiting_in(self, lane: str) -> int:
+        """Return how many of them a lane has: each has a line of its own, as each has a share of its own."""
+        line = self._waiting.get(lane)
+        # Those that gave up go first, as they came first; taking each out at once would walk the line.
+        while line and line[0].done():
+            line.popleft()
+        return len(line) if line else 0
+
+    async def wait(self, lane: str, seconds: float, *, is_first: bool) -> bool:
+        """Wait in a lane's line until an attempt has ended; False when that took too long.
+
+        `is_first`: in front of all others, as one that had its turn, and no use for it.
+        """
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
-        self._waiters.append(waiter)
+        line = self._waiting.setdefault(lane, deque())
+        if is_first:
+            line.appendleft(waiter)
+        else:
+            line.append(waiter)
         timer = loop.call_later(seconds, _give_up, waiter)
         try:
             return await waiter
@@ -71,9 +86,15 @@ class SubscriptionState:
             timer.cancel()
 
     def wake(self) -> None:
-        """Let the first in line look again."""
-        while self._waiters:
-            waiter = self._waiters.popleft()
+        """Let the first in line look again, in each lane."""
+        for lane in self._waiting:
+            self.wake_in(lane)
+
+    def wake_in(self, lane: str) -> None:
+        """Let the first in line of a lane look again."""
+        line = self._waiting.get(lane)
+        while line:
+            waiter = line.popleft()
             if not waiter.done():
                 waiter.set_result(True)
                 return
@@ -135,7 +156,12 @@ class SubscriptionState:
                 self.targets[place] = known
         if old.subscription.rate_limit == self.subscription.rate_limit:
             self.bucket = old.bucket
-        self.line, self._returns, self._waiters = old.line, old._returns, old._waiters  # noqa: SLF001 - one of its own kind
+        if _weights(old.subscription) != _weights(self.subscription):
+            for (
+                state
+            ) in self.targets:  # else the turns that the old weights had left would come first
+                state.current = 0
+        self.line, self._returns, self._waiting = old.line, old._returns, old._waiting  # noqa: SLF001 - one of its own kind
 
     @property
     def all_gone(self) -> bool:
@@ -145,9 +171,15 @@ class SubscriptionState:
 
     def capacity(self, now: float) -> float:
         """Return the deliveries a second that the subscription can take, limited or measured."""
-        measured = sum(target.capacity(now) for target in self._usable)
+        usable = self._usable
+        able = [one for one in usable if not one.is_ejected(now) and now >= one.throttled_until]
+        measured = sum(target.capacity(now) for target in able or usable)
         limit = self.bucket.rate if self.bucket is not None else measured
         return max(min(measured, limit), 0.01)
+
+
+def _weights(subscription: Subscription) -> list[int]:
+    return [target.weight for target in subscription.targets]
 
 
 def _give_up(waiter: "asyncio.Future[bool]") -> None:
@@ -165,8 +197,8 @@ class Health:
     gone: int = 0
     ejected_for: float = 0.0
 
-    def add(self, state: TargetState, now: float) -> None:
-        """Count a target; `now` in monotonic seconds."""
+    def add(self, state: TargetState) -> None:
+        """Count a target."""
         if state.gone:
             self.gone += 1
         elif state.ejected_until is None:
@@ -174,7 +206,6 @@ class Health:
         else:
             self.probing += state.probe is not None
             self.ejected += state.probe is None
-            self.ejected_for = max(self.ejected_for, state.ejected_for(now))
 
 
 class States:
@@ -185,16 +216,25 @@ class States:
         self._return_lines = ReturnLines(replicas)
         self._states: dict[str, SubscriptionState] = {}
         self._removed: set[str] = set()
+        self._wanted: Callable[[str], Subscription | None] | None = None
+        self._missed_at: dict[str, float] = {}
 
     def of(self, subscription: Subscription) -> SubscriptionState:
-        """Return the state of a subscription, made or brought up to date where needed."""
+        """Return the state of a subscription, made or brought up to date where needed.
+
+        Of one that was changed or removed meanwhile, the state of what is in force now, or one that is not kept.
+        """
         state = self._states.get(subscription.id)
         if state is not None and state.subscription is subscription:
             return state
-        fresh = SubscriptionState(subscription, self._replicas, self._return_lines)
+        in_force = self._wanted(subscription.id) if self._wanted else subscription
+        if state is not None and state.subscription is in_force:
+            return state
+        fresh = SubscriptionState(in_force or subscription, self._replicas, self._return_lines)
         if state is not None:
             fresh.adopt(state)
-        self._states[subscription.id] = fresh
+        if in_force is not None:
+            self._states[subscription.id] = fresh
         return fresh
 
     def keep(
@@ -204,6 +244,8 @@ class States:
         changed: Iterable[str] = (),
     ) -> None:
         """Forget the subscriptions that are no more, but for their names, and targets that are no more."""
+        self._wanted = wanted
+        self._missed_at = {name: at for name, at in self._missed_at.items() if not wanted(name)}
         self._removed = {name for name in (*self._removed, *removed) if not wanted(name)}
         for name in self._removed:  # not all states there are: they may be very many
             self._states.pop(name, None)
@@ -219,12 +261,26 @@ class States:
         """
         return subscription_id in self._removed
 
+    def missed_for(self, subscription_id: str, now: float) -> float:
+        """Return for how many seconds a subscription has been missed here, 0 where this is the first time.
+
+        `now` in monotonic seconds.  Where very many are missed, those of longest ago count as new again.
+        """
+        since = self._missed_at.setdefault(subscription_id, now)
+        if len(self._missed_at) > MISSED_KEPT:
+            del self._missed_at[next(iter(self._missed_at))]
+        return now - since
+
     def health(self, now: float) -> Health:
         """Return how the targets used so far are; `now` in monotonic seconds."""
         health = Health()
         for state in self._states.values():
             for target in state.targets:
-                health.add(target, now)
+                health.add(target)
+                if (
+                    state.subscription.enabled and target.target.weight
+                ):  # else nothing would ever probe it
+                    health.ejected_for = max(health.ejected_for, target.ejected_for(now))
         return health
 
     def known(self) -> list[SubscriptionState]:

@@ -51,6 +51,24 @@ def test_a_line_is_one_json_object_with_the_names_operators_know():
     jsonschema.validate(told, json_schema(next(e for e in CATALOGUE if e.name == told["message"])))
 
 
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("m\udcfcller.yaml", "m\\udcfcller.yaml"),
+        (["\ud83d", 1.5, None], ["\\ud83d", 1.5, None]),
+        ({"\ud83d": "ü"}, {"\\ud83d": "ü"}),
+        (10**30, str(10**30)),
+    ],
+    ids=["the name of a file that is no UTF-8", "list", "map", "number"],
+)
+def test_what_json_cannot_hold_is_written_as_what_it_can(value, told):
+    reader, writer = os.pipe()
+    configure("info", "json", LineSink(writer)).error("subscriptions.refused", error=value)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        assert json.loads(pipe.read())["error"] == told
+
+
 def test_the_level_decides_what_is_written():
     assert len(lines_of("json", "debug")) == 2
     assert len(lines_of("json", "error")) == 0

@@ -38,6 +38,8 @@ THROTTLE_UNASKED = 1.0
 """Seconds that a target is left alone that answers 429 and does not say for how long, if it takes something else."""
 PACE_SECONDS = 1.0
 """What was taken in less than that tells no pace."""
+LATENCY_MIN = 0.005
+"""Seconds: a target counts as no faster than that."""
 _LATENCY_SMOOTHING = 0.2
 
 
@@ -159,6 +161,10 @@ class TargetState:
             return "healthy"
         return "ejected" if self.probe is None else "probing"
 
+    def is_ejected(self, now: float) -> bool:
+        """Tell whether the target is out of the rotation, and no probe of it is due."""
+        return self.ejected_until is not None and now < self.ejected_until
+
     def ejected_for(self, now: float) -> float:
         """Return for how many seconds the target has been out of the rotation, probes included."""
         return 0.0 if self.ejected_since is None or self.gone else now - self.ejected_since
@@ -196,10 +202,11 @@ class TargetState:
         return now < self.throttled_until and self.known_pace(now) is None
 
     def _is_in_pace(self, pace: Pace, now: float) -> bool:
-        if self.known_pace(now) is None:
-            self.pace = None  # it has grown until it no longer matters
-            return True
-        return pace.allows(now)
+        if self.known_pace(now) is not None:
+            return pace.allows(now)
+        if pace.rate(now) >= self.target.max_in_flight / max(self.latency or 0.0, LATENCY_MIN):
+            self.pace = None  # it has grown until it no longer matters, and not only while an answer is late
+        return True
 
     def effective_weight(self, now: float) -> int:
         """Return the weight in hundredths: a recovered target ramps up from a tenth over 20 s."""
@@ -219,7 +226,7 @@ class TargetState:
         return self.known_pace(now) or self._fastest(now)
 
     def _fastest(self, now: float) -> float:
-        seconds = max(self.latency or 0.0, self.busy_for(now), 0.005)
+        seconds = max(self.latency or 0.0, self.busy_for(now), LATENCY_MIN)
         return self.target.max_in_flight / seconds
 
     def begin(self, now: float) -> int:

@@ -206,12 +206,13 @@ class Line:
 class TokenBucket:
     """A rate limit: `rate` attempts per second, bursts of up to one second's worth."""
 
-    __slots__ = ("_filled_at", "_tokens", "burst", "rate")
+    __slots__ = ("_filled_at", "_tokens", "_unused", "burst", "rate")
 
     def __init__(self, rate: float) -> None:
         self.rate = rate
         self.burst = max(1.0, rate)
         self._tokens = self.burst
+        self._unused = 0.0
         self._filled_at: float | None = None
 
     def take(self, now: float) -> bool:
@@ -219,19 +220,22 @@ class TokenBucket:
         self._fill(now)
         if self._tokens < 1.0:
             return False
-        self._tokens -= 1.0
+        self.spend()
         return True
 
     def is_idle(self, now: float) -> bool:
-        """Tell whether more could be taken than there is use for."""
+        """Tell whether more could be taken than there is use for: one by those in line, and one beside it."""
         self._fill(now)
-        return self._tokens >= self.burst - 1.0
+        return self._tokens + self._unused >= max(self.burst - 1.0, 2.0)
 
     def _fill(self, now: float) -> None:
         if self._filled_at is not None:
-            self._tokens = min(self.burst, self._tokens + (now - self._filled_at) * self.rate)
+            tokens = self._tokens + (now - self._filled_at) * self.rate
+            self._tokens = min(self.burst, tokens)
+            self._unused = min(1.0, self._unused + tokens - self._tokens)
         self._filled_at = now
 
     def spend(self) -> None:
         """Take one token that must be had now; the next ones wait the longer."""
         self._tokens -= 1.0
+        self._unused = 0.0
