@@ -46,6 +46,7 @@ class Worker:
         self._process: asyncio.subprocess.Process | None = None
         self._lifeline = -1
         self._unwanted = False
+        self.starts = 0
         self.deaths = 0
 
     @property
@@ -66,6 +67,7 @@ class Worker:
             )
         finally:
             os.close(reader)
+        self.starts += 1
         if self._unwanted:  # told to end while it was being started
             self._process.terminate()
         try:
@@ -175,10 +177,13 @@ class _Together(AdminPages):
 
     async def metrics(self) -> bytes:
         """Return the sums of the workers' metrics, and how often one of them died."""
+        starts = [worker.starts for worker in self._workers]
         answers = await asyncio.gather(*(self._ask(url, "/metrics") for url in self._urls))
-        for counts, (status, body) in zip(self._counts, answers, strict=True):
-            if status == 200:
-                counts.read(body.decode())
+        told = zip(self._workers, self._counts, starts, answers, strict=True)
+        for worker, counts, start, (status, body) in told:
+            # Started again meanwhile: nobody knows which of the two processes has answered.
+            if status == 200 and worker.starts == start:
+                counts.read(body.decode(), start)
         deaths = sum(worker.deaths for worker in self._workers)
         return add_up(self._counts) + _DEATHS.format(deaths).encode()
 
@@ -208,26 +213,36 @@ class Counts:
 
     def __init__(self) -> None:
         self.families: dict[str, tuple[str, str]] = {}
+        self._start = 0
         self._now: dict[str, dict[Key, float]] = {}
-        self._before: dict[Key, float] = {}
+        self._before: dict[str, dict[Key, float]] = {}
 
-    def read(self, page: str) -> None:
-        """Take in a page in Prometheus' text format."""
+    def read(self, page: str, start: int) -> None:
+        """Take in a page in Prometheus' text format, of the worker's process with this number."""
+        if start != self._start:
+            self._start = start
+            self._keep()
+        self._now = {}
         for family in text_string_to_metric_families(page):
             self.families[family.name] = (family.documentation, family.type)
-            known = self._now.get(family.name, {})
-            fresh: dict[Key, float] = {}
-            for sample in family.samples:
-                key = (sample.name, tuple(sample.labels.items()))
-                fresh[key] = float(sample.value)
-                if family.type != "gauge" and fresh[key] < known.get(key, 0.0):
-                    self._before[key] = self._before.get(key, 0.0) + known[key]
-            self._now[family.name] = fresh
+            self._now[family.name] = {
+                (sample.name, tuple(sample.labels.items())): float(sample.value)
+                for sample in family.samples
+            }
 
     def samples(self, family: str) -> Iterator[tuple[Key, float]]:
-        """Give the values of a family."""
-        for key, value in self._now.get(family, {}).items():
-            yield key, value + self._before.get(key, 0.0)
+        """Give the values of a family, also those that the process of now does not tell (yet)."""
+        now, before = self._now.get(family, {}), self._before.get(family, {})
+        for key in {**before, **now}:
+            yield key, now.get(key, 0.0) + before.get(key, 0.0)
+
+    def _keep(self) -> None:
+        """Add what the process before has counted to what those before it had; a gauge ends with its process."""
+        for name, samples in self._now.items():
+            if self.families[name][1] != "gauge":
+                before = self._before.setdefault(name, {})
+                for key, value in samples.items():
+                    before[key] = before.get(key, 0.0) + value
 
 
 def add_up(workers: Sequence[Counts]) -> bytes:

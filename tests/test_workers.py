@@ -6,8 +6,9 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import aiohttp
 import pytest
 import structlog
 
@@ -132,8 +133,8 @@ def page(value: float, connected: float = 1.0) -> str:
 
 def test_metrics_are_summed_by_name_and_labels_and_the_worst_stands_for_all():
     workers = [Counts(), Counts()]
-    workers[0].read(page(1.0))
-    workers[1].read(page(2.0, connected=0.0))
+    workers[0].read(page(1.0), 1)
+    workers[1].read(page(2.0, connected=0.0), 1)
     told = add_up(workers).decode()
     assert 'webhook_dispatcher_a_total{x="1"} 3.0' in told
     assert "\nwebhook_dispatcher_broker_connected 0.0" in told
@@ -146,7 +147,7 @@ def gauge(name: str, kind: str, *values: float) -> list[Counts]:
         workers.append(Counts())
         full = f"webhook_dispatcher_{name}"
         head = f"# HELP {full} Help.\n# TYPE {full} {kind}\n"
-        workers[-1].read(f"{head}{full} {value}\n")
+        workers[-1].read(f"{head}{full} {value}\n", 1)
     return workers
 
 
@@ -166,8 +167,52 @@ def test_what_all_workers_tell_of_the_same_thing_is_told_once(name, kind, joined
     assert f"\nwebhook_dispatcher_{name} {joined}\n" in told
 
 
+A = 'webhook_dispatcher_a_total{x="1"}'
+
+
 def test_a_sum_does_not_fall_when_a_worker_starts_again():
     worker = Counts()
-    for value in (5.0, 7.0, 2.0, 3.0, 1.0):
-        worker.read(page(value))
-    assert 'webhook_dispatcher_a_total{x="1"} 11.0' in add_up([worker]).decode()
+    for start, value in enumerate((5.0, 7.0, 2.0, 3.0, 1.0)):
+        worker.read(page(value), start)
+        worker.read(page(value + 1.0), start)
+    assert f"{A} 23.0" in add_up([worker]).decode()
+
+
+@pytest.mark.parametrize("first", ["", page(0.0).replace('x="1"', 'x="2"')])
+def test_what_a_new_process_has_not_counted_yet_is_not_taken_off_the_sum(first):
+    worker = Counts()
+    worker.read(page(100.0), 1)
+    for told, joined in ((first, 100.0), (page(5.0), 105.0), (page(6.0), 106.0)):
+        worker.read(told, 2)
+        assert f"{A} {joined}" in add_up([worker]).decode()
+
+
+def test_a_gauge_ends_with_its_process():
+    worker = Counts()
+    worker.read(page(1.0), 1)
+    worker.read("", 2)
+    assert "\nwebhook_dispatcher_broker_connected " not in add_up([worker]).decode()
+
+
+class Told(workers._Together):
+    """One worker's page, which is asked for and comes while another process takes its place."""
+
+    def __init__(self, worker: workers.Worker) -> None:
+        super().__init__([worker], cast("aiohttp.ClientSession", None))
+        self.started_meanwhile = 0
+        self.value = 0.0
+
+    async def _ask(self, url: str, path: str) -> tuple[int, bytes]:
+        self._workers[0].starts += self.started_meanwhile
+        return 200, page(self.value).encode()
+
+
+async def test_a_page_is_left_out_when_nobody_knows_which_process_wrote_it():
+    worker = workers.Worker(0, {})
+    try:
+        pages = Told(worker)
+        for value, started_meanwhile, joined in ((7, 0, 7), (2, 1, 7), (3, 0, 10), (4, 0, 11)):
+            pages.value, pages.started_meanwhile = value, started_meanwhile
+            assert f"{A} {joined:.1f}" in (await pages.metrics()).decode()
+    finally:
+        worker.close()
