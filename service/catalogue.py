@@ -371,11 +371,15 @@ CATALOGUE: tuple[LogEvent, ...] = (
     LogEvent(
         "worker.died",
         "error",
-        "One of the processes ended by itself and will be started again.",
-        "Look at its last lines; what it had in flight is delivered by others.",
+        "One of the processes ended by itself, or could not be started; it will be started again.",
+        "Look at its last lines and at `error`; what it had in flight is delivered by others.",
         {
             "worker": count("Which one."),
-            "status": {"type": "integer", "description": "Exit status; negative: the signal."},
+            "status": {
+                "type": ["integer", "null"],
+                "description": "Exit status; negative: the signal; null: it could not be started.",
+            },
+            "error": maybe_text("Why it could not be started, where that is so."),
             "next_attempt_at": time("When it is started again."),
         },
     ),

@@ -44,7 +44,6 @@ class Worker:
         self._environ = environ
         self._socket = socket.create_server(("127.0.0.1", 0))
         self._process: asyncio.subprocess.Process | None = None
-        self._lifeline = -1
         self._unwanted = False
         self.starts = 0
         self.deaths = 0
@@ -55,25 +54,26 @@ class Worker:
         return f"http://127.0.0.1:{self._socket.getsockname()[1]}"
 
     async def run_once(self) -> int:
-        """Start the process and wait for its end; returns its exit status."""
-        reader, self._lifeline = os.pipe()
-        descriptors = (self._socket.fileno(), reader)
-        arguments = ("--admin-fd", str(descriptors[0]), "--lifeline-fd", str(reader))
+        """Start the process and wait for its end; returns its exit status.
+
+        Raises OSError where it cannot be started: the machine has no room for it.
+        """
+        reader, lifeline = os.pipe()
         try:
+            descriptors = (self._socket.fileno(), reader)
+            arguments = ("--admin-fd", str(descriptors[0]), "--lifeline-fd", str(reader))
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "service", "run", *arguments),
                 env=self._environ,
                 pass_fds=descriptors,
             )
-        finally:
-            os.close(reader)
-        self.starts += 1
-        if self._unwanted:  # told to end while it was being started
-            self._process.terminate()
-        try:
+            self.starts += 1
+            if self._unwanted:  # told to end while it was being started
+                self._process.terminate()
             return await self._process.wait()
         finally:
-            os.close(self._lifeline)
+            os.close(reader)
+            os.close(lifeline)
 
     def terminate(self) -> None:
         """Ask it to drain, for good."""
@@ -136,10 +136,10 @@ class Workers:
         pause, first = RESTART_FIRST, True
         while not self._stop.is_set():
             started = self._clock.monotonic()
-            status = await worker.run_once()
+            status, error = await _end_of(worker)
             if first and status == BAD_CONFIGURATION:
                 return True
-            first = False
+            first = first and status is None
             if self._stop.is_set():
                 break
             if self._clock.monotonic() - started > STEADY_AFTER:
@@ -149,12 +149,21 @@ class Workers:
                 "worker.died",
                 worker=worker.number,
                 status=status,
+                error=error,
                 next_attempt_at=rfc3339(self._clock.now() + pause),
             )
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause)
             pause = min(pause * 2, RESTART_MAX)
         return False
+
+
+async def _end_of(worker: Worker) -> tuple[int | None, str | None]:
+    """Run a worker once; returns its exit status, or none and why it could not be started."""
+    try:
+        return await worker.run_once(), None
+    except OSError as error:
+        return None, f"it cannot be started: {error.strerror or error}"
 
 
 class _Together(AdminPages):

@@ -1,6 +1,7 @@
 """Several workers on one machine: one port for all, a dead one comes back, SIGTERM drains them."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -14,12 +15,14 @@ import structlog
 
 from service import workers
 from service.clock import SystemClock
+from service.log import LineSink, configure
 from service.ports import free_port
 from service.publish import Publisher
 from service.settings import Settings
 from service.workers import Counts, add_up
-from tests.dispatcher import Dispatcher, Station, station, subscription
+from tests.dispatcher import Dispatcher, Station, station, subscription, validate_line
 from tests.receivers import Answer, Recorder
+from tests.sending import until
 
 
 @pytest.fixture
@@ -96,6 +99,65 @@ async def test_sigterm_ends_the_pause_before_a_worker_is_started_again(monkeypat
     await asyncio.wait_for(died.wait(), 10)
     os.kill(os.getpid(), signal.SIGTERM)
     await asyncio.wait_for(running, 10)
+
+
+class Process:
+    """A worker's process that ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.returncode: int | None = None
+        self._ended = asyncio.Event()
+
+    def terminate(self) -> None:
+        self.returncode = 0
+        self._ended.set()
+
+    kill = terminate
+
+    async def wait(self) -> int | None:
+        await self._ended.wait()
+        return self.returncode
+
+
+def descriptors() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+async def test_a_worker_that_cannot_be_started_is_told_and_tried_again_and_ends_no_other(
+    monkeypatch, tmp_path
+):
+    processes: list[Process] = []
+    starts = 0
+
+    async def start(*_: str, **__: Any) -> Process:
+        nonlocal starts
+        starts += 1
+        if starts in {1, 3}:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+        processes.append(Process())
+        return processes[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", start)
+    monkeypatch.setattr(workers, "RESTART_FIRST", 0.001)
+    settings = Settings.load({"DISPATCHER_ADMIN_PORT": str(free_port())})
+    path = tmp_path / "log"
+    with path.open("wb") as file:
+        log = configure("info", "json", LineSink(file.fileno()))
+        before = descriptors()
+        pool = workers.Workers(2, settings, {}, log, SystemClock())
+        running = asyncio.create_task(pool.run())
+        await until(lambda: len(processes) == 2 or running.done())
+        assert [process.returncode for process in processes] == [None, None]
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(running, 10)
+        left = descriptors()
+    told = [validate_line(line) for line in path.read_text().splitlines()]
+    assert [(line["message"], line["worker"], line["status"]) for line in told] == [
+        ("worker.died", 0, None),
+        ("worker.died", 0, None),
+    ]
+    assert told[0]["error"] == "it cannot be started: Resource temporarily unavailable"
+    assert left == before
 
 
 async def test_workers_drain_when_the_process_that_started_them_is_gone(it):
