@@ -7,9 +7,10 @@ import asyncio
 import gc
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 from service.admin import admin_port
 from service.bounded_log import BoundedLog
@@ -24,7 +25,7 @@ from service.clock import SystemClock, WakingClock
 from service.core.address import EgressRules
 from service.deliver import Deliverer
 from service.dispatch import Dispatcher
-from service.errors import ConfigurationError
+from service.errors import ConfigurationError, DispatcherError
 from service.heartbeat import Heartbeat
 from service.log import LAST_LINES, AttemptLines, LineSink, attempt_lines, configure
 from service.metrics import Metrics
@@ -119,7 +120,10 @@ class App:
         self._heartbeat = Heartbeat(log, self._clock, self._vitals.state, self._vitals.counts)
 
     async def run(self, inherited: Inherited) -> None:
-        """Run until SIGTERM or SIGINT, then drain.  Raises ConfigurationError at the start only."""
+        """Run until SIGTERM, SIGINT or a fault, then drain.
+
+        Raises ConfigurationError at the start only, and DispatcherError where it was a fault.
+        """
         await self._watcher.start()
         for name, nearest in unknown_names(self._environ, self._environ.names):
             self._log.warning("settings.unknown", name=name, nearest=nearest)
@@ -138,20 +142,34 @@ class App:
                     else socket.socket(fileno=inherited.admin_fd),
                 )
             )
-            loops = [
-                asyncio.create_task(self._watcher.run(), name="subscriptions"),
-                asyncio.create_task(self._broker.run(), name="broker"),
-                asyncio.create_task(self._log.run(), name="log"),
-                asyncio.create_task(self._heartbeat.run(), name="heartbeat"),
-                asyncio.create_task(self._clock.run(), name="clock"),
-            ]
-            stopping = asyncio.create_task(stop.wait())
-            await asyncio.wait([*loops, stopping], return_when=asyncio.FIRST_COMPLETED)
-            self._complain(loops)
-            await self._drain()
-            for task in (*loops, stopping):
-                task.cancel()
-            await asyncio.gather(*loops, stopping, return_exceptions=True)
+            async with asyncio.TaskGroup() as group:
+                loops = [
+                    group.create_task(self._for_ever(where, loop, stop))
+                    for where, loop in (
+                        ("subscriptions", self._watcher.run()),
+                        ("broker", self._broker.run()),
+                        ("log", self._log.run()),
+                        ("heartbeat", self._heartbeat.run()),
+                        ("clock", self._clock.run()),
+                    )
+                ]
+                await stop.wait()
+                await self._drain()
+                faulty = any(task.done() for task in loops)
+                for task in loops:
+                    task.cancel()
+        if faulty:
+            raise DispatcherError("ended by a fault of the program: see service.fault in its log")
+
+    async def _for_ever(
+        self, where: str, loop: Coroutine[Any, Any, None], stop: asyncio.Event
+    ) -> None:
+        """Run a loop of the program; where it ends by itself the process drains, and the other loops go on."""
+        try:
+            await loop
+        except Exception as error:  # noqa: BLE001 - nobody knows what a fault is
+            self._log.error("service.fault", where=where, error=f"{type(error).__name__}: {error}")
+        stop.set()
 
     async def _drain(self) -> None:
         started = self._clock.monotonic()
@@ -173,14 +191,6 @@ class App:
             left=left,
             duration_ms=round(1000 * (self._clock.monotonic() - started)),
         )
-
-    def _complain(self, loops: list["asyncio.Task[None]"]) -> None:
-        for task in loops:
-            error = task.exception() if task.done() and not task.cancelled() else None
-            if error is not None:
-                self._log.error(
-                    "service.fault", where=task.get_name(), error=f"{type(error).__name__}: {error}"
-                )
 
     def _dispatcher(self) -> Dispatcher:
         settings, log, clock, metrics = self._settings, self._log, self._clock, self._metrics
@@ -266,7 +276,8 @@ def _budget(lane: str, prefetch: int, slow_share: float) -> Budget:
 async def run(settings: Settings, environ: Mapping[str, str], inherited: Inherited) -> None:
     """Run one dispatcher process until it is told to stop.
 
-    Raises ConfigurationError where it cannot start; the broker being away is no reason not to.
+    Raises ConfigurationError where it cannot start; the broker being away is no reason not to.  Raises
+    DispatcherError, after its drain, where a fault of the program ended it.
     """
     sink = LineSink(1)
     sink.attach(asyncio.get_running_loop())

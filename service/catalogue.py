@@ -337,7 +337,7 @@ CATALOGUE: tuple[LogEvent, ...] = (
     LogEvent(
         "service.draining",
         "info",
-        "A signal asked the process to stop: no more intake, what is in flight is finished.",
+        "A signal or a fault stops the process: no more intake, what is in flight is finished.",
         "Nothing.",
         {
             "in_flight": count("How many messages are in flight."),

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import os
 import re
 import signal
 import time
@@ -393,6 +394,39 @@ async def test_what_does_not_end_within_the_drain_time_is_left_to_others(it):
     async with Recorder(port=receiver.port) as again:
         await it.dispatcher()
         await again.wait_for(1)
+
+
+BREAKS = """\
+import asyncio, pathlib, service.clock
+
+async def run(self):
+    while not pathlib.Path({path!r}).exists():
+        await asyncio.sleep(0.02)
+    raise ZeroDivisionError("of the clock")
+
+service.clock.WakingClock.run = run
+"""
+
+
+@pytest.mark.parametrize("signalled", [False, True])
+async def test_a_fault_of_the_program_ends_it_in_order_and_with_1(it, signalled):
+    breaks = it.folder / "breaks"
+    it.begin_with(BREAKS.format(path=str(breaks)))
+    async with Recorder(answer=lambda _: Answer(delay=1)) as receiver:
+        dispatcher = await it.dispatcher(subscription("s", receiver.url))
+        await publish(it, "order.shipped")
+        await receiver.wait_for(1)
+        if signalled:
+            os.kill(dispatcher.pid, signal.SIGTERM)
+            await dispatcher.line("service.draining")
+        breaks.touch()
+        assert await dispatcher.ended() == 1
+    told = "webhook-dispatcher: ended by a fault of the program: see service.fault in its log\n"
+    assert dispatcher.stderr == told
+    [fault] = dispatcher.of("service.fault")
+    assert (fault["where"], fault["error"]) == ("clock", "ZeroDivisionError: of the clock")
+    assert len(dispatcher.of("attempt.succeeded")) == 1
+    assert dispatcher.of("service.stopped")[0]["left"] == 0
 
 
 async def test_the_trace_goes_on_in_request_and_line(it):

@@ -83,6 +83,17 @@ async def test_a_killed_worker_is_started_again_and_nothing_is_lost(it):
         assert await dispatcher.stop() == 0
 
 
+async def test_a_worker_that_a_fault_ends_is_told_to_have_failed(it):
+    it.begin_with(
+        "import service.clock\nasync def run(self): 1 / 0\nservice.clock.WakingClock.run = run\n"
+    )
+    dispatcher = it.new(subscription("s", "http://127.0.0.1:9/"))
+    dispatcher.arguments = ("--workers", "2")
+    await dispatcher.launch()
+    assert (await dispatcher.line("worker.died"))["status"] == 1
+    assert await dispatcher.stop() == 0
+
+
 async def test_sigterm_ends_the_pause_before_a_worker_is_started_again(monkeypatch, tmp_path):
     died = asyncio.Event()
 
