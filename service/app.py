@@ -26,6 +26,7 @@ from service.core.address import EgressRules
 from service.deliver import Deliverer
 from service.dispatch import Dispatcher
 from service.errors import ConfigurationError, DispatcherError
+from service.faults import tell_fault
 from service.heartbeat import Heartbeat
 from service.log import LAST_LINES, AttemptLines, LineSink, attempt_lines, configure
 from service.metrics import Metrics
@@ -168,7 +169,7 @@ class App:
         try:
             await loop
         except Exception as error:  # noqa: BLE001 - nobody knows what a fault is
-            self._log.error("service.fault", where=where, error=f"{type(error).__name__}: {error}")
+            tell_fault(self._log, where, error)
         stop.set()
 
     async def _drain(self) -> None:

@@ -398,8 +398,13 @@ CATALOGUE: tuple[LogEvent, ...] = (
         "error",
         "Something happened that the program did not expect; a fault of this program.",
         "Report it with this line.",
-        {"error": text("The exception."), "where": text("The part of the program.")},
-        {"stack": text("The stack, as text.")},
+        {
+            "error": text("The exception; at most 1,000 characters."),
+            "where": text("The part of the program."),
+            "stack": text(
+                "The frames that it came through, without values; the last 8,000 characters."
+            ),
+        },
         flaps=Flapping("fault", ("where",)),
     ),
 )

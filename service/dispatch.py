@@ -17,6 +17,7 @@ from service.core.event import Event
 from service.core.subscription import Subscription
 from service.deliver import Deliverer
 from service.errors import EventRejected
+from service.faults import tell_fault
 from service.log import Log
 from service.prepared import Prepared, Render
 
@@ -266,11 +267,8 @@ class Dispatcher:
         try:
             return await self._deliverer.carry(delivery, subscription, prepared, budget, message)
         except Exception as error:  # noqa: BLE001 - nobody knows what a fault is
-            self._log.error(
-                "service.fault",
-                where=f"{budget.lane} lane, subscription {delivery.subscription_id}",
-                error=f"{type(error).__name__}: {error}",
-            )
+            where = f"{budget.lane} lane, subscription {delivery.subscription_id}"
+            tell_fault(self._log, where, error)
             return not message.lost and await self._deliverer.carry_later(delivery)
 
     async def _split(self, message: Message, event: Event, wanting: Sequence[Subscription]) -> None:

@@ -425,6 +425,7 @@ async def test_a_fault_of_the_program_ends_it_in_order_and_with_1(it, signalled)
     assert dispatcher.stderr == told
     [fault] = dispatcher.of("service.fault")
     assert (fault["where"], fault["error"]) == ("clock", "ZeroDivisionError: of the clock")
+    assert "in run\n" in fault["stack"]
     assert len(dispatcher.of("attempt.succeeded")) == 1
     assert dispatcher.of("service.stopped")[0]["left"] == 0
 

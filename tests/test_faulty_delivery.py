@@ -48,6 +48,7 @@ def test_a_fault_in_one_delivery_is_told_and_only_that_one_comes_again():
     assert {fault["error"] for fault in world.log.faults} == {
         "ZeroDivisionError: a fault of this program"
     }
+    assert all("in answer\n" in fault["stack"] for fault in world.log.faults)
 
 
 def test_a_fault_without_end_has_its_delivery_parked_and_no_other():

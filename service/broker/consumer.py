@@ -23,6 +23,7 @@ from service.broker.settler import CATCHES_UP, Settler
 from service.broker.wire import Undecodable
 from service.core.decode import Incoming
 from service.errors import EventRejected
+from service.faults import tell_fault
 from service.log import Log
 
 MANY_ALONE: Final = 100
@@ -345,9 +346,7 @@ class Lane:
             await self._handler(message)
         except Exception as error:  # noqa: BLE001 - the last line of defence of a lane
             # Not settled: the broker gives it to somebody again, and parks it when that never ends.
-            self._log.error(
-                "service.fault", where=f"{self.name} lane", error=f"{type(error).__name__}: {error}"
-            )
+            tell_fault(self._log, f"{self.name} lane", error)
             await self._give_back(message)
 
     async def _give_back(self, message: Message) -> None:
