@@ -310,11 +310,17 @@ class Dispatcher:
             routing_key=message.routing_key,
             event_id=rejection.event_id,
             event_type=rejection.event_type,
+            app_id=_producer(message),
         )
 
     def _note_unmatched(self, event: Event) -> None:
         self._meter.unmatched()
-        self._log.debug("event.unmatched", event_id=event.id, event_type=event.type)
+        told: dict[str, Any] = {"event_id": event.id, "event_type": event.type}
+        if event.tenant is not None:
+            told["tenant"] = event.tenant
+        if event.id_made:
+            told["id_made"] = True
+        self._log.debug("event.unmatched", **told)
 
 
 def _make_id() -> str:
@@ -329,3 +335,11 @@ def _given_id(message: Message) -> str | None:
         return None
     told = incoming.headers.get("ce-id", incoming.message_id)
     return told[:256] if isinstance(told, str) else None
+
+
+def _producer(message: Message) -> str | None:
+    """Return the name that the producer gives itself, where it can be read."""
+    try:
+        return message.incoming.app_id
+    except EventRejected:
+        return None

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aio_pika
+import pika  # type: ignore[import-untyped]
 import pytest
 from standardwebhooks import Webhook
 
@@ -224,6 +225,32 @@ async def test_what_cannot_be_read_is_rejected_by_name_and_the_next_event_arrive
         [large] = [line for line in found if line["reason"] == "too_large"]
         assert large["bytes"] == 10_000_002
         assert await dispatcher.stop() == 0
+
+
+async def test_lines_of_events_that_reach_nobody_tell_whose_they_are(it):
+    nowhere = subscription("s", "http://127.0.0.1:9/", event_types=["wanted"])
+    dispatcher = await it.dispatcher(nowhere, LOG_LEVEL="debug", MAX_EVENT_BYTES="1000")
+    with pika.BlockingConnection(pika.URLParameters(it.amqp_url)) as connection:
+        channel = connection.channel()  # of a library that makes no ids
+        told = pika.BasicProperties(app_id="shop", headers={"tenant": "acme"})
+        for body in (b"{}", b"not JSON", b"0" * 1001):
+            channel.basic_publish(it.exchange, "some.thing", body, told)
+        channel.basic_publish(it.exchange, "of.nobody", b"not JSON")
+        told = pika.BasicProperties(message_id="an-id")
+        channel.basic_publish(it.exchange, "of.nobody", b"{}", told)
+    await dispatcher.line("event.rejected", 3)
+    await dispatcher.line("event.unmatched", 2)
+    unmatched = {line["event_type"]: line for line in dispatcher.of("event.unmatched")}
+    assert (unmatched["some.thing"]["tenant"], unmatched["some.thing"]["id_made"]) == ("acme", True)
+    assert not {"tenant", "id_made"} & unmatched["of.nobody"].keys()
+    assert {
+        (line["routing_key"], line["reason"], line["app_id"])
+        for line in dispatcher.of("event.rejected")
+    } == {
+        ("some.thing", "not_json", "shop"),
+        ("some.thing", "too_large", "shop"),
+        ("of.nobody", "not_json", None),
+    }
 
 
 async def test_an_event_mended_by_a_new_schema_can_be_redriven(it, tmp_path):
