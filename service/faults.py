@@ -19,8 +19,8 @@ def tell_fault(log: Log, where: str, error: Exception) -> None:
     log.error(
         "service.fault",
         where=where,
-        error=_writable(f"{type(error).__name__}: {error}"[:ERROR_KEPT]),
-        stack=_writable(_stack(error)[-STACK_KEPT:]),
+        error=f"{type(error).__name__}: {error}"[:ERROR_KEPT],
+        stack=_stack(error)[-STACK_KEPT:],
     )
 
 
@@ -31,8 +31,3 @@ def _stack(error: BaseException | None) -> str:
         parts.append("".join(traceback.format_tb(error.__traceback__)) + type(error).__name__)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return "\n".join(reversed(parts))
-
-
-def _writable(text: str) -> str:
-    """Return text that JSON can hold: without lone surrogates, as undecodable names have them."""
-    return text.encode(errors="backslashreplace").decode()

@@ -27,7 +27,8 @@ RESTART_FIRST: Final = 0.5
 RESTART_MAX: Final = 30.0
 STEADY_AFTER: Final = 60.0
 """Seconds after which a worker counts as having started well."""
-GRACE: Final = 5.0
+GRACE: Final = 14.0
+"""Seconds beyond its drain that a worker has to end: it takes 13 where the broker no longer answers."""
 BAD_CONFIGURATION: Final = 2
 """The exit status of a worker whose settings or files are wrong."""
 ASK_TIMEOUT: Final = 3.0
@@ -193,6 +194,8 @@ class _Together(AdminPages):
             # Started again meanwhile: nobody knows which of the two processes has answered.
             if status == 200 and worker.starts == start:
                 counts.read(body.decode(), start)
+            elif status != 200:
+                counts.miss()
         deaths = sum(worker.deaths for worker in self._workers)
         return add_up(self._counts) + _DEATHS.format(deaths).encode()
 
@@ -209,6 +212,8 @@ class _Together(AdminPages):
         except (aiohttp.ClientError, TimeoutError):
             return 0, b""
 
+
+CONNECTED: Final = "webhook_dispatcher_broker_connected"
 
 Key = tuple[str, tuple[tuple[str, str], ...]]
 """A sample's name and labels."""
@@ -238,6 +243,12 @@ class Counts:
                 (sample.name, tuple(sample.labels.items())): float(sample.value)
                 for sample in family.samples
             }
+
+    def miss(self) -> None:
+        """Take in that the worker does not answer: what it told of itself holds no longer, and it may be cut off."""
+        for name, samples in self._now.items():
+            if self.families[name][1] == "gauge":
+                self._now[name] = dict.fromkeys(samples, 0.0) if name == CONNECTED else {}
 
     def samples(self, family: str) -> Iterator[tuple[Key, float]]:
         """Give the values of a family, also those that the process of now does not tell (yet)."""
@@ -276,7 +287,7 @@ def add_up(workers: Sequence[Counts]) -> bytes:
 
 
 _JOINED: Final[Mapping[str, Callable[[list[float]], float]]] = {
-    "webhook_dispatcher_broker_connected": min,
+    CONNECTED: min,
     "webhook_dispatcher_broker_blocked": max,
     "webhook_dispatcher_unrouted_messages": max,
     "webhook_dispatcher_dead_letters_waiting": max,

@@ -267,6 +267,18 @@ def test_a_gauge_ends_with_its_process():
     assert "\nwebhook_dispatcher_broker_connected " not in add_up([worker]).decode()
 
 
+def test_who_does_not_answer_counts_as_cut_off_and_its_counts_stay():
+    alive, silent = Counts(), Counts()
+    told = "# TYPE webhook_dispatcher_messages_in_flight gauge\nwebhook_dispatcher_messages_in_flight 7.0\n"
+    for worker in (alive, silent):
+        worker.read(page(5.0) + told, 1)
+    silent.miss()
+    joined = add_up([alive, silent]).decode()
+    assert "\nwebhook_dispatcher_broker_connected 0.0" in joined
+    assert "\nwebhook_dispatcher_messages_in_flight 7.0" in joined
+    assert f"{A} 10.0" in joined
+
+
 class Told(workers._Together):
     """One worker's page, which is asked for and comes while another process takes its place."""
 
