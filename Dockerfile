@@ -44,6 +44,6 @@ WORKDIR /app
 USER 10001:10001
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:' + os.environ.get('DISPATCHER_ADMIN_PORT', '8080') + '/livez', timeout=4)"]
+    CMD ["python", "-c", "import os, urllib.request as r; r.build_opener(r.ProxyHandler({})).open('http://127.0.0.1:' + (os.environ.get('DISPATCHER_ADMIN_PORT') or '8080') + '/livez', timeout=4)"]
 ENTRYPOINT ["webhook-dispatcher"]
 CMD ["run"]

@@ -160,6 +160,8 @@ def test_keda_looks_at_the_queues_that_are_worked_on(production):
     [deployment] = of_kind(production, "Deployment")
     assert scaled["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
     assert 2 <= scaled["spec"]["minReplicaCount"] <= scaled["spec"]["maxReplicaCount"]
+    # What it falls back to is what is then there: fewer would be fewer than were needed a moment ago.
+    assert scaled["spec"]["fallback"]["replicas"] == scaled["spec"]["maxReplicaCount"]
 
 
 def test_one_autoscaler_at_a_time(production, tmp_path):
