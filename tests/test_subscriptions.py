@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import errno
 import json
 import os
 import time
@@ -637,6 +638,21 @@ async def watching(source: Path, **options: Any) -> Any:
         await asyncio.gather(task, return_exceptions=True)
 
 
+def failing_to(patch: pytest.MonkeyPatch, call: str, path: Path) -> Any:
+    """Let a function of `os` fail for one path, as a broken disk does; returns its calls so far."""
+    calls: list[object] = []
+    real = getattr(os, call)
+
+    def failing(asked: Any, *args: Any, **options: Any) -> Any:
+        if os.fspath(asked) == str(path):
+            calls.append(asked)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(asked, *args, **options)
+
+    patch.setattr(os, call, failing)
+    return calls
+
+
 def write(path: Path, *entries: Any) -> None:
     path.write_text(json.dumps({"subscriptions": list(entries)}))
 
@@ -777,6 +793,37 @@ async def test_a_file_that_changes_while_it_is_read_is_read_again(
         write(path, entry(id="b"))
         await watched.until(lambda: len(watched.loaded) == 2)
         assert [found.id for found in watched.watcher.current] == ["c", "d"]
+
+
+async def test_what_is_no_file_is_told_once_and_the_rest_is_taken_up_when_it_is_gone(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "a.yaml", entry(id="a"))
+    async with watching(tmp_path) as watched:
+        (tmp_path / "b.yaml").mkdir()
+        await watched.until(lambda: watched.refused)
+        assert "b.yaml: cannot be read: Is a directory" in str(watched.refused[0])
+        (tmp_path / "b.yaml").rmdir()
+        write(tmp_path / "a.yaml", entry(id="c"))
+        await watched.until(lambda: watched.watcher.current.get("c"))
+        assert len(watched.refused) == 1
+
+
+async def test_a_file_that_cannot_be_read_is_told_once_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.yaml"
+    write(path, entry(id="a"))
+    async with watching(path) as watched:
+        with monkeypatch.context() as failing:
+            tried = failing_to(failing, "open", path)
+            write(path, entry(id="b"))
+            await watched.until(lambda: len(tried) > 2)
+            assert [found.id for found in watched.watcher.current] == ["a"]
+        await watched.until(lambda: len(watched.loaded) == 2)
+        assert [str(told) for told in watched.refused] == [
+            f"{path}: cannot be read: Input/output error"
+        ]
 
 
 async def test_an_unchanged_file_is_not_read_again(

@@ -7,7 +7,8 @@ changes its inode.  A folder's look changes with its entries.
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 Look = tuple[int, int, int, int, int]
@@ -27,24 +28,39 @@ def changed(looks: Mapping[Path, Look | None]) -> tuple[Path, ...]:
     return tuple(path for path, then in looks.items() if look(path) != then)
 
 
+_SEEN_TO_END = frozenset({
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL,
+})  # fmt: skip
+"""Failures that last while the file looks the same."""
+
+
 class Files:
-    """Reads files and remembers the look that each had just before it was read."""
+    """Reads files and remembers the look that each had just before it was read.
+
+    `may_pass`: one could not be read for a reason that may end while it looks the same.
+    """
 
     def __init__(self) -> None:
         self.looks: dict[Path, Look | None] = {}
+        self.may_pass = False
 
-    def note(self, path: Path) -> None:
-        """Remember a file that another reads."""
+    @contextmanager
+    def reading(self, path: Path) -> Iterator[None]:
+        """Remember a file or folder that is read meanwhile, and whether that failed."""
         self.looks[path] = look(path)
+        try:
+            yield
+        except OSError as error:
+            self.may_pass |= error.errno not in _SEEN_TO_END
+            raise
 
     def read(self, path: Path, limit: int) -> bytes:
         """Return the bytes of a file; raises `OSError`, also where there are more than `limit`.
 
         A named pipe is none: it would be waited for without end.
         """
-        self.looks[path] = None
         try:
-            with open(path, "rb", opener=_without_waiting) as file:
+            with self.reading(path), open(path, "rb", opener=_without_waiting) as file:
                 status = os.fstat(file.fileno())
                 self.looks[path] = _look(status)
                 if stat.S_ISFIFO(status.st_mode) and path.parts[1:2] != ("dev",):  # as /dev/stdin
@@ -59,8 +75,8 @@ class Files:
 
     def names(self, folder: Path) -> list[str]:
         """Return the names in a folder, sorted; raises `OSError`."""
-        self.note(folder)
-        return sorted(os.listdir(folder))  # noqa: PTH208 - names are wanted
+        with self.reading(folder):
+            return sorted(os.listdir(folder))  # noqa: PTH208 - names are wanted
 
 
 def _without_waiting(path: str, flags: int) -> int:

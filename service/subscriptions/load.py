@@ -31,11 +31,13 @@ class Reading:
     """What came of reading the files, and how each file looked that this depends on.
 
     `memory` is for the next reading: of this result, or where that is refused, of the one before.
+    `may_pass`: it is refused, and may not be the next time though every file looks the same.
     """
 
     result: Snapshot | SubscriptionsError
     looks: Mapping[FilePath, Look | None]
     memory: Memory
+    may_pass: bool = False
 
 
 def load(
@@ -75,7 +77,8 @@ def read(
     with _garbage_collector_paused():
         loading.take_all(source)
         if loading.problems:
-            return Reading(SubscriptionsError(tuple(loading.problems)), files.looks, before)
+            refused = SubscriptionsError(tuple(loading.problems))
+            return Reading(refused, files.looks, before, files.may_pass)
         snapshot = Snapshot(
             each(loading.subscriptions, step),
             version=loading.digest.hexdigest()[:12],

@@ -21,9 +21,8 @@ def tls_problems(tls: TlsFiles, files: Files) -> Mapping[str, str]:
 
 
 def _unreadable(path: Path, files: Files) -> str | None:
-    files.note(path)
     try:
-        with path.open("rb") as file:
+        with files.reading(path), path.open("rb") as file:
             file.read(1)
     except OSError as error:
         return f"cannot be read: {error.strerror}"

@@ -6,6 +6,7 @@ reload, in whichever thread, keeps the event loop waiting for long.
 """
 
 import asyncio
+import math
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ _LOOKING_SHARE = 0.05
 _MOST_WAITS = 20
 _SWITCH_INTERVAL = 0.0005  # seconds for which the reading thread may keep the loop from running
 _FREED_AT_ONCE = 1000
+_RETRY = 10  # intervals, until it is tried again to read what could not be read
 
 
 class SubscriptionWatcher:
@@ -46,7 +48,8 @@ class SubscriptionWatcher:
     ) -> None:
         """Look every `interval` seconds, and a quarter of it longer until a change has settled.
 
-        `on_refused` is called once for each change that is refused.
+        `on_refused` is called once for each change that is refused.  What could not be read, and may be
+        later though it looks the same, is tried again every ten intervals.
         """
         self._source = source
         self._allow_http = allow_http
@@ -59,6 +62,8 @@ class SubscriptionWatcher:
         self._current: Snapshot | None = None
         self._memory = Memory()
         self._looks: Mapping[Path, Look | None] = {}
+        self._retry_at = math.inf
+        self._told = ""
 
     @property
     def current(self) -> Snapshot:
@@ -72,7 +77,7 @@ class SubscriptionWatcher:
         reading = await asyncio.to_thread(self._read)
         if isinstance(reading.result, SubscriptionsError):
             raise reading.result
-        await self._take(reading)
+        await self._take(reading, anew=True)
         return self.current
 
     async def run(self) -> None:
@@ -82,19 +87,19 @@ class SubscriptionWatcher:
             await asyncio.sleep(pause)
             started = self._clock.monotonic()
             different = await asyncio.to_thread(changed, self._looks)
-            if different:
-                await self._reload()
+            if different or started >= self._retry_at:
+                await self._reload(anew=bool(different))
             else:  # very many secret files must not keep a core busy
                 looking = self._clock.monotonic() - started
                 pause = max(self._interval, looking / _LOOKING_SHARE)
 
-    async def _reload(self) -> None:
+    async def _reload(self, *, anew: bool) -> None:
         await self._settled()
         async with _politely():
             reading = await asyncio.to_thread(self._read, Pace())
             if await asyncio.to_thread(changed, reading.looks):
                 return  # written to while it was read: the next look finds the same change again
-            await self._take(reading)
+            await self._take(reading, anew=anew)
 
     async def _settled(self) -> None:
         """Wait until two looks agree: who truncates a file is about to write it."""
@@ -115,10 +120,16 @@ class SubscriptionWatcher:
             step=step,
         )
 
-    async def _take(self, reading: Reading) -> None:
+    async def _take(self, reading: Reading, *, anew: bool) -> None:
+        """Take up a reading; not `anew`: nothing has changed, so the same refusal is not told twice."""
         self._looks = reading.looks
+        self._retry_at = math.inf
         if isinstance(reading.result, SubscriptionsError):
-            self._on_refused(reading.result)
+            if reading.may_pass:
+                self._retry_at = self._clock.monotonic() + _RETRY * self._interval
+            told, self._told = self._told, str(reading.result)
+            if anew or told != self._told:
+                self._on_refused(reading.result)
             return
         found = await asyncio.to_thread(changes, self._current, reading.result)
         old: list[Iterable[object]] = [self._memory, self._current or ()]
