@@ -5,6 +5,7 @@ import base64
 import errno
 import json
 import os
+import ssl
 import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
@@ -40,6 +41,7 @@ from service.subscriptions import (
 )
 from service.subscriptions.files import changed as files_changed
 from service.subscriptions.load import read as load_read
+from tests.certificates import Authority
 
 KEY = bytes(range(24))
 SECRET = "whsec_" + base64.b64encode(KEY).decode()
@@ -644,7 +646,7 @@ def failing_to(patch: pytest.MonkeyPatch, call: str, path: Path) -> Any:
     real = getattr(os, call)
 
     def failing(asked: Any, *args: Any, **options: Any) -> Any:
-        if os.fspath(asked) == str(path):
+        if str(asked) == str(path):
             calls.append(asked)
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(asked, *args, **options)
@@ -824,6 +826,43 @@ async def test_a_file_that_cannot_be_read_is_told_once_and_tried_again(
         assert [str(told) for told in watched.refused] == [
             f"{path}: cannot be read: Input/output error"
         ]
+
+
+@pytest.mark.parametrize("call", ["stat", "listdir"])
+async def test_a_folder_that_cannot_be_read_for_a_while_is_watched_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    write(tmp_path / "a.yaml", entry(id="a"))
+    async with watching(tmp_path) as watched:
+        with monkeypatch.context() as failing:
+            failing_to(failing, call, tmp_path)
+            write(tmp_path / "b.yaml", entry(id="b"))
+            await watched.until(lambda: watched.refused)
+            assert f"{tmp_path}: cannot be read: Input/output error" in str(watched.refused[0])
+        await watched.until(lambda: len(watched.watcher.current) == 2)
+        write(tmp_path / "b.yaml", entry(id="c"))
+        await watched.until(lambda: watched.watcher.current.get("c"))
+
+
+async def test_a_certificate_that_cannot_be_read_is_not_called_wrong_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, certificate = tmp_path / "s.yaml", Path(Authority(tmp_path).ca_file)
+    write(path, entry(id="a"))
+    async with watching(path) as watched:
+        tried = []
+
+        def load_verify_locations(_: object, asked: str) -> None:
+            tried.append(asked)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        with monkeypatch.context() as failing:
+            failing.setattr(ssl.SSLContext, "load_verify_locations", load_verify_locations)
+            write(path, entry(id="b", tls={"ca_file": certificate.name}))
+            await watched.until(lambda: len(tried) > 1)
+            assert "tls.ca_file: cannot be read: Too many open files" in str(watched.refused[0])
+        await watched.until(lambda: watched.watcher.current.get("b"))
+        assert len(watched.refused) == 1
 
 
 async def test_an_unchanged_file_is_not_read_again(

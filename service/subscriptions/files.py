@@ -6,6 +6,7 @@ changes its inode.  A folder's look changes with its entries.
 
 import errno
 import os
+import ssl
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ class Files:
         self.looks[path] = look(path)
         try:
             yield
+        except ssl.SSLError:
+            raise  # it was read, and is wrong
         except OSError as error:
             self.may_pass |= error.errno not in _SEEN_TO_END
             raise
@@ -72,6 +75,11 @@ class Files:
         if len(content) > limit:
             raise OSError(errno.EFBIG, f"File has more than {limit} bytes")
         return content
+
+    def is_folder(self, path: Path) -> bool:
+        """Tell a folder from a file, or from nothing; raises `OSError` where that cannot be told."""
+        with self.reading(path):
+            return path.is_dir()
 
     def names(self, folder: Path) -> list[str]:
         """Return the names in a folder, sorted; raises `OSError`."""

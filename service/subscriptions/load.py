@@ -137,7 +137,7 @@ class _Loading:
 
     def _paths(self, source: FilePath) -> list[FilePath]:
         """Return the files; hidden ones are left out, such as the `..data` of a ConfigMap."""
-        if not source.is_dir():
+        if not self._files.is_folder(source):
             return [source]
         return [
             source / name

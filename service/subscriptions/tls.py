@@ -16,7 +16,7 @@ def tls_problems(tls: TlsFiles, files: Files) -> Mapping[str, str]:
         if path is not None and (problem := _unreadable(Path(path), files)) is not None:
             problems[name] = problem
     if not problems:
-        problems |= _unusable(tls)
+        problems |= _unusable(tls, files)
     return problems
 
 
@@ -31,21 +31,27 @@ def _unreadable(path: Path, files: Files) -> str | None:
     return None
 
 
-def _unusable(tls: TlsFiles) -> Mapping[str, str]:
+def _unusable(tls: TlsFiles, files: Files) -> Mapping[str, str]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         if tls.ca_file is not None:
-            context.load_verify_locations(tls.ca_file)
-    except (OSError, ssl.SSLError):
+            with files.reading(Path(tls.ca_file)):
+                context.load_verify_locations(tls.ca_file)
+    except ssl.SSLError:
         return {"ca_file": "must hold certificates in PEM form"}
+    except OSError as error:
+        return {"ca_file": f"cannot be read: {error.strerror}"}
     if tls.client_cert_file is None:
         return (
             {} if tls.client_key_file is None else {"client_key_file": "needs a client_cert_file"}
         )
     try:
-        context.load_cert_chain(tls.client_cert_file, tls.client_key_file, _no_passphrase)
-    except (OSError, ssl.SSLError):
+        with files.reading(Path(tls.client_cert_file)):
+            context.load_cert_chain(tls.client_cert_file, tls.client_key_file, _no_passphrase)
+    except ssl.SSLError:
         return {"client_cert_file": "must hold a certificate in PEM form that fits its key"}
+    except OSError as error:
+        return {"client_cert_file": f"or its key cannot be read: {error.strerror}"}
     return {}
 
 
