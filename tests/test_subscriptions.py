@@ -17,6 +17,7 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from service.clock import SystemClock
 from service.core.event import Event
 from service.core.subscription import (
     STANDARD_SCHEDULE,
@@ -608,7 +609,7 @@ def test_changes_name_what_differs() -> None:
 class Watched:
     """A watcher at work, and what it has told."""
 
-    def __init__(self, source: Path, environ: Any = ENVIRON) -> None:
+    def __init__(self, source: Path, environ: Any = ENVIRON, clock: Any = None) -> None:
         self.loaded: list[tuple[Snapshot, Changes]] = []
         self.refused: list[SubscriptionsError] = []
         self.watcher = SubscriptionWatcher(
@@ -618,6 +619,7 @@ class Watched:
             on_loaded=lambda snapshot, found: self.loaded.append((snapshot, found)),
             on_refused=self.refused.append,
             interval=0.02,
+            clock=clock,
         )
 
     async def until(self, condition: Any, seconds: float = 5.0) -> None:
@@ -863,6 +865,31 @@ async def test_a_certificate_that_cannot_be_read_is_not_called_wrong_and_is_trie
             assert "tls.ca_file: cannot be read: Too many open files" in str(watched.refused[0])
         await watched.until(lambda: watched.watcher.current.get("b"))
         assert len(watched.refused) == 1
+
+
+class LeapingClock(SystemClock):
+    """Ten minutes go by between any two looks at it."""
+
+    def __init__(self) -> None:
+        self.now_is = 0.0
+
+    def monotonic(self) -> float:
+        self.now_is += 600.0
+        return self.now_is
+
+
+async def test_waiting_for_a_file_server_makes_no_later_look_rarer(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    write(path, entry(id="a"))
+    clock = LeapingClock()
+    async with watching(path, clock=clock) as watched:
+        await watched.until(lambda: clock.now_is > 0)
+        write(path, entry(id="b"))
+        await watched.until(lambda: len(watched.loaded) == 2)
+
+
+def test_looks_that_take_much_computing_are_rarer_but_half_a_minute_apart_at_most() -> None:
+    assert [watch._pause(1.0, looking) for looking in (0.0, 0.2, 600.0)] == [1.0, 4.0, 30.0]
 
 
 async def test_an_unchanged_file_is_not_read_again(

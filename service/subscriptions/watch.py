@@ -8,6 +8,7 @@ reload, in whichever thread, keeps the event loop waiting for long.
 import asyncio
 import math
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ from service.subscriptions.pace import Pace, Step, hurry
 from service.subscriptions.problems import SubscriptionsError
 from service.subscriptions.snapshot import Changes, FilterReport, Snapshot, changes
 
-_LOOKING_SHARE = 0.05
+_LOOKING_SHARE = 0.05  # of a core
+_LONGEST_PAUSE = 30.0  # seconds, however much there is to look at
 _MOST_WAITS = 20
 _SWITCH_INTERVAL = 0.0005  # seconds for which the reading thread may keep the loop from running
 _FREED_AT_ONCE = 1000
@@ -86,12 +88,11 @@ class SubscriptionWatcher:
         while True:
             await asyncio.sleep(pause)
             started = self._clock.monotonic()
-            different = await asyncio.to_thread(changed, self._looks)
+            different, looking = await asyncio.to_thread(_compare, self._looks)
             if different or started >= self._retry_at:
-                await self._reload(anew=bool(different))
-            else:  # very many secret files must not keep a core busy
-                looking = self._clock.monotonic() - started
-                pause = max(self._interval, looking / _LOOKING_SHARE)
+                await self._reload(anew=different)
+            else:
+                pause = _pause(self._interval, looking)
 
     async def _reload(self, *, anew: bool) -> None:
         await self._settled()
@@ -157,6 +158,18 @@ def _free(old: list[Iterable[object]]) -> None:
         while parts:
             step()
             del parts[-_FREED_AT_ONCE:]
+
+
+def _compare(looks: Mapping[Path, Look | None]) -> tuple[bool, float]:
+    """Tell whether anything looks otherwise now, and the seconds of computing that looking took."""
+    started = time.thread_time()
+    different = changed(looks)
+    return bool(different), time.thread_time() - started
+
+
+def _pause(interval: float, looking: float) -> float:
+    """Return the seconds until the next look: very many secret files must not keep a core busy."""
+    return max(interval, min(looking / _LOOKING_SHARE, _LONGEST_PAUSE))
 
 
 def _look_at(paths: tuple[Path, ...]) -> Mapping[Path, Look | None]:
