@@ -41,6 +41,13 @@ def problems_of(found: Reading) -> str:
     return str(found.result)
 
 
+class Knot:
+    """In a cycle with itself: only the collector frees it."""
+
+    def __init__(self) -> None:
+        self.self = self
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "s.json"
@@ -62,12 +69,6 @@ def test_an_edited_subscription_is_taken_up_and_the_others_are_the_same_objects(
 
 
 def test_a_reload_takes_no_garbage_from_the_collector_for_good(path: Path) -> None:
-    class Knot:
-        """In a cycle with itself: only the collector frees it."""
-
-        def __init__(self) -> None:
-            self.self = self
-
     write(path, entry(id="a"))
     knot = weakref.ref(Knot())
     snapshot_of(reading(path))
@@ -75,6 +76,31 @@ def test_a_reload_takes_no_garbage_from_the_collector_for_good(path: Path) -> No
     problems_of(reading(path))
     gc.collect()
     assert knot() is None
+
+
+def test_a_reload_of_very_many_leaves_no_garbage_of_others_for_good(path: Path) -> None:
+    knots: list[weakref.ref[Knot]] = []
+
+    def fail_meanwhile() -> None:
+        knots.append(weakref.ref(Knot()))
+
+    write(path, *(entry(id=f"s{number}") for number in range(10_000)))
+    first = reading(path)
+    try:
+        snapshot_of(
+            read(
+                path,
+                allow_http=False,
+                environ=ENVIRON,
+                before=first.memory,
+                step=fail_meanwhile,
+            )
+        )
+        gc.collect()
+        assert len(knots) > 10_000
+        assert not [knot for knot in knots if knot() is not None]
+    finally:
+        gc.unfreeze()
 
 
 async def test_unchanged_subscriptions_keep_their_state_over_a_reload(path: Path) -> None:

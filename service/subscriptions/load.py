@@ -24,6 +24,7 @@ from service.subscriptions.snapshot import FilterReport, Snapshot
 
 _MAX_BYTES = 512 * 1024 * 1024
 _MANY = 10_000  # subscriptions whose objects the garbage collector walks for tens of milliseconds
+_YOUNG = 2_000  # objects that the garbage collector walks at once while subscriptions are loaded
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ def read(
     `before` is the memory of an earlier reading with the same `allow_http`; `step` sets the pace.
     """
     before = before or Memory()
+    step = _sweeping(step)
     files = Files()
     loading = _Loading(files, Parts(files, environ, allow_http=allow_http), before, step)
     with _garbage_collector_paused():
@@ -88,7 +90,8 @@ def read(
         )
         if len(snapshot) >= _MANY:
             # The first walk over them would hold the event loop up for a quarter of a second.  Not for
-            # fewer: what is garbage at this moment, and in a cycle, is never freed again.
+            # fewer: what becomes garbage in a cycle, and lives at this moment, is never freed again.
+            gc.collect(0)
             gc.freeze()
         return Reading(snapshot, files.looks, loading.memory)
 
@@ -101,11 +104,27 @@ def _garbage_collector_paused() -> Iterator[None]:
     """
     was_enabled = gc.isenabled()
     gc.disable()
+    gc.collect(1)
     try:
         yield
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _sweeping(step: Step) -> Step:
+    """Free what deliveries leave behind in cycles meanwhile, after some of the steps.
+
+    Each walk is over young objects only, takes the event loop about a millisecond, and leaves none of
+    them to the next.
+    """
+
+    def swept() -> None:
+        step()
+        if gc.get_count()[0] >= _YOUNG:
+            gc.collect(0)
+
+    return swept
 
 
 class _Loading:
