@@ -477,6 +477,41 @@ def test_a_secret_file_becomes_its_key(
     assert one(loaded({"subscriptions": [entry(signing=signing)]})).signing.keys == (key,)
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_secret_is_the_same_key_by_variable_as_by_file(tmp_path: Path, end: str) -> None:
+    (tmp_path / "secret").write_bytes(f"hush{end}".encode())
+    secrets = [{"env": "HUSH"}, {"file": "secret"}]
+    write(tmp_path / "s.yaml", entry(signing={"scheme": "hub-sha256", "secrets": secrets}))
+    snapshot = load(tmp_path / "s.yaml", allow_http=False, environ={"HUSH": f"hush{end}"})
+    assert one(snapshot).signing.keys == (b"hush", b"hush")
+    assert not snapshot.warnings
+
+
+@pytest.mark.parametrize(
+    ("secret", "problem"),
+    [
+        ("\n", "is empty"),
+        ("  \r\n", "is empty"),
+        ("\ufeffhush", "begins with a byte order mark"),
+    ],
+)
+def test_a_variable_that_holds_no_secret_is_refused(
+    tmp_path: Path, secret: str, problem: str
+) -> None:
+    signing = {"scheme": "hub-sha256", "secrets": [{"env": "HUSH"}]}
+    write(tmp_path / "s.yaml", entry(signing=signing))
+    with pytest.raises(SubscriptionsError, match=f"secrets\\[0\\].env: {problem}"):
+        load(tmp_path / "s.yaml", allow_http=False, environ={"HUSH": secret})
+
+
+def test_spaces_around_a_secret_are_a_warning(loaded: Load, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hush \n")
+    signing = {"scheme": "hub-sha256", "secrets": [{"file": "secret"}]}
+    (warning,) = loaded({"subscriptions": [entry(signing=signing)]}).warnings
+    assert warning.field == "subscriptions[0].signing.secrets[0].file"
+    assert "spaces" in warning.message
+
+
 @pytest.mark.parametrize(
     ("scheme", "secret", "problem"),
     [

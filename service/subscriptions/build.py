@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from service.core.subscription import RetryPolicy, Scheme, Signing, Subscription, Target, TlsFiles
 from service.subscriptions.files import Files
-from service.subscriptions.keys import Keyring, Place
+from service.subscriptions.keys import Keyring, Place, key_warning
 from service.subscriptions.memory import Built, Needs
 from service.subscriptions.model import PolicyModel, SecretModel, SubscriptionModel
 from service.subscriptions.problems import Path, Report
@@ -205,11 +205,14 @@ class Builder:
     def _keys(self, places: Sequence[Place], scheme: Scheme, where: Path) -> tuple[bytes, ...]:
         keys = []
         for index, place in enumerate(places):
+            source = (*where, index, "env" if isinstance(place, str) else "file")
             try:
                 keys.append(self._parts.keyring.key(place, scheme))
             except ValueError as error:
-                source = "env" if isinstance(place, str) else "file"
-                self._report.add((*where, index, source), str(error))
+                self._report.add(source, str(error))
+            else:
+                if warning := key_warning(keys[-1], scheme):
+                    self._report.warn(source, warning)
         return tuple(keys)
 
     def _headers(self, entry: SubscriptionModel) -> Mapping[str, str]:

@@ -6,6 +6,7 @@ where its name belongs.
 
 import base64
 import binascii
+import codecs
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,21 +17,33 @@ Place = Path | str
 """Where a secret stands: a file, or the name of an environment variable."""
 
 _MAX_BYTES = 64 * 1024
+_BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def decode_key(secret: bytes, scheme: Scheme) -> bytes:
     """Return the key material of a secret as its owner wrote it.
 
     standard: `whsec_` (may be left out) and base64 of 24 to 64 bytes.  ed25519: `whsk_` and base64 of
-    a 32-byte seed, or of seed and public key.  hub-sha256: the text's bytes.  Raises `ValueError`.
+    a 32-byte seed, or of seed and public key.  hub-sha256: the text's bytes without one line end.
+    Raises `ValueError`.
     """
+    if secret.startswith(_BYTE_ORDER_MARKS):
+        raise ValueError("begins with a byte order mark: it must be UTF-8 without one")
     if scheme is Scheme.STANDARD:
         return _standard(secret.strip())
     if scheme is Scheme.ED25519:
         return _ed25519(secret.strip())
-    if not secret:
+    key = secret.removesuffix(b"\n").removesuffix(b"\r")
+    if not key.strip():
         raise ValueError("is empty")
-    return secret
+    return key
+
+
+def key_warning(key: bytes, scheme: Scheme) -> str | None:
+    """Return what a person should look at in a key that is valid."""
+    if scheme is Scheme.HUB_SHA256 and key != key.strip():
+        return "has spaces or line ends around it: they are part of the key"
+    return None
 
 
 def _standard(text: bytes) -> bytes:
@@ -95,7 +108,6 @@ class Keyring:
 
     def _from_file(self, path: Path) -> bytes:
         try:
-            content = self._files.read(path, _MAX_BYTES)
+            return self._files.read(path, _MAX_BYTES)
         except OSError as error:
             raise ValueError(f"cannot be read: {error.strerror}") from None
-        return content.removesuffix(b"\n").removesuffix(b"\r")
