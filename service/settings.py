@@ -40,6 +40,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _PLAIN: Final = {
     "bool_parsing": "write true or false",
     "int_parsing": "write a whole number",
+    "int_parsing_size": "write a whole number that is not so long",
     "too_short": "write at least one",
 }
 """What to do, in place of pydantic's words for what is wrong."""
@@ -63,15 +64,27 @@ class LogFormat(StrEnum):
 
 
 def _listed(value: object) -> object:
-    """Split `a,b` or decode `["a", "b"]`; anything that is not text is left to the field's type."""
+    """Split `a,b` or decode `["a", "b"]`; anything that is not text is left to the field's type.
+
+    Text that lists nothing is refused: no ports would mean any.
+    """
     if not isinstance(value, str):
         return value
-    if not value.lstrip().startswith("["):
-        return [part.strip() for part in value.split(",") if part.strip()]
+    if value.lstrip().startswith("["):
+        listed = _decoded(value)
+    else:
+        listed = [part.strip() for part in value.split(",") if part.strip()]
+    if not listed:
+        raise ValueError("lists nothing: write at least one, or leave the variable empty")
+    return listed
+
+
+def _decoded(value: str) -> object:
     try:
         return json.loads(value)
-    except ValueError as error:
-        raise ValueError(f'is not a JSON list ({error}): write ["a", "b"] or a,b') from None
+    except (ValueError, RecursionError) as error:
+        problem = "nested too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f'is not a JSON list ({problem}): write ["a", "b"] or a,b') from None
 
 
 def _lower(value: object) -> object:
@@ -115,8 +128,10 @@ def _proxy_url(value: SecretStr) -> SecretStr:
 
 def _network(value: object) -> object:
     """Read a CIDR or a bare address; a CIDR with host bits is refused, for it may be a slip."""
-    if not isinstance(value, str):
+    if isinstance(value, Network):
         return value
+    if not isinstance(value, str):  # a number is an address to `ipaddress`
+        raise ValueError("is not text: write 10.0.0.0/8 or fd00::/8")  # noqa: TRY004 - for pydantic
     try:
         return ipaddress.ip_network(value)
     except ValueError:
@@ -126,6 +141,20 @@ def _network(value: object) -> object:
     except ValueError:
         raise ValueError("is not an address or CIDR: write 10.0.0.0/8 or fd00::/8") from None
     raise ValueError(f"has bits set behind its prefix: write {meant}")
+
+
+def _port(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("is not a port: write a whole number")  # noqa: TRY004 - for pydantic
+    return value
+
+
+def _host(value: str) -> str:
+    try:
+        value.encode("idna")  # as whoever looks it up does
+    except UnicodeError:
+        raise ValueError("is no name of a host: write an address, such as 0.0.0.0") from None
+    return value
 
 
 def _pattern(value: str) -> str:
@@ -171,7 +200,7 @@ def _authorities(value: Path) -> Path:
 BrokerUrl = Annotated[SecretStr, AfterValidator(_broker_url)]
 ProxyUrl = Annotated[SecretStr, AfterValidator(_proxy_url)]
 Cidr = Annotated[Network, BeforeValidator(_network)]
-Port = Annotated[int, Field(ge=1, le=65535)]
+Port = Annotated[int, BeforeValidator(_port), Field(ge=1, le=65535)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
 Prefetch = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(ge=0, allow_inf_nan=False)]
@@ -237,7 +266,7 @@ class Settings(BaseSettings):
     egress_proxy: ProxyUrl | None = Field(
         default=None, description="URL of the HTTP proxy that all deliveries go through."
     )
-    admin_host: Annotated[str, Field(min_length=1)] = Field(
+    admin_host: Annotated[str, AfterValidator(_host), Field(min_length=1)] = Field(
         default="127.0.0.1", description="Address of /livez, /readyz, /metrics and /status."
     )
     admin_port: Annotated[int, Field(ge=0, le=65535)] = Field(
@@ -253,7 +282,7 @@ class Settings(BaseSettings):
     log_format: Annotated[LogFormat, BeforeValidator(_lower)] = Field(
         default=LogFormat.JSON, description="json for programs, console for people."
     )
-    replicas: Annotated[int, Field(ge=1)] = Field(
+    replicas: Annotated[int, Field(ge=1, le=10_000)] = Field(
         default=1,
         description="Replicas that share the work, workers not counted; a rate limit is divided by it.",
     )
