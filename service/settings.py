@@ -25,6 +25,7 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from yarl import URL
 
 from service.core.units import parse_duration, parse_size
 from service.errors import ConfigurationError
@@ -97,7 +98,10 @@ def _url_problem(url: str, schemes: Collection[str]) -> str | None:
     try:
         parts = urlsplit(url)
         _ = parts.port, url.encode()  # bytes that are no UTF-8 came as surrogates
-    except ValueError:
+        _ = URL(url).host, (parts.hostname or "").encode("idna")  # as who connects will read it
+    except ValueError:  # UnicodeError is one
+        if "\\" in url:
+            return "has a backslash that is not percent-encoded (%5C)"
         return "has a host or port that cannot be read"
     if parts.scheme not in schemes:
         return f"does not begin with {wanted}"
