@@ -282,12 +282,19 @@ def test_a_wrong_entry_is_refused_with_its_field(
         "https://user@a@b", "https://ä.example.com", "https://?x", "https://user:pass@", "",
         "https://user:pa[ss@a.example.com", "https://user:p]ss@a", "https://[1:2]/", "https://[.]", "https://[127.0.0.1]",
         "https://a..example.com", "https://.a.example.com", f"https://{'a' * 64}.example.com", "https://%31.example.com",
+        "https://xn--a", "https://xn--abc/", "https://me@a.XN--A.example.com:8443/hooks",
     ],
 )  # fmt: skip
 def test_a_wrong_url_is_refused_and_never_quoted(refused: Refuse, url: str) -> None:
     message = refused({"subscriptions": [entry(targets=[{"url": url}])]})
     assert "targets[0].url: must" in message
     assert not url or url not in message
+
+
+def test_a_host_in_punycode_may_be_called(loaded: Load) -> None:
+    url = "https://xn--bcher-kva.example.com/"
+    (target,) = one(loaded({"subscriptions": [entry(targets=[{"url": url}])]})).targets
+    assert target.url == url
 
 
 def test_brackets_in_a_password_are_told_to_be_what_is_wrong(refused: Refuse) -> None:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from ipaddress import IPv6Address
 
+from yarl import URL
+
 from service.core.units import SECONDS, parse_duration, parse_rate
 
 _URL = re.compile(
@@ -74,10 +76,21 @@ def url(value: str) -> str:
 
 def _is_host(url: re.Match[str]) -> bool:
     if url["ipv6"] is None:
-        return _HOST_NAME.fullmatch(url["name"]) is not None
+        return _HOST_NAME.fullmatch(url["name"]) is not None and _is_decodable(url)
     try:
         IPv6Address(url["ipv6"])
     except ValueError:
+        return False
+    return True
+
+
+def _is_decodable(url: re.Match[str]) -> bool:
+    """Tell whether every label that begins as Punycode (RFC 5890, `xn--`) is, as who connects wants."""
+    if "xn--" not in url["name"].lower():
+        return True
+    try:
+        _ = URL(url[0]).host
+    except ValueError:  # UnicodeError is one
         return False
     return True
 
