@@ -246,6 +246,7 @@ def test_equal_parts_are_shared(loaded: Load) -> None:
         ({"retry": {"schedul": []}}, "[0].retry.schedul: is not a known key; did you mean schedule?"),
         ({"headers": {"Content-Length": "1"}}, "[0].headers: must not set Content-Length"),
         ({"headers": {"webhook-ID": "1"}}, "[0].headers: must not set webhook-ID"),
+        ({"headers": {"User-agent": "1"}}, "[0].headers: must not set User-agent"),
         ({"headers": {"a b": "1"}}, "[0].headers: must be header names"),
         ({"headers": {"A": "x\r\nB: y"}}, "[0].headers: A: must be printable ASCII"),
         ({"headers": {"A": "x", "a": "y"}}, "[0].headers: must not name a header twice"),
@@ -289,6 +290,21 @@ def test_a_wrong_url_is_refused_and_never_quoted(refused: Refuse, url: str) -> N
     message = refused({"subscriptions": [entry(targets=[{"url": url}])]})
     assert "targets[0].url: must" in message
     assert not url or url not in message
+
+
+def test_a_url_with_a_user_and_an_authorization_header_exclude_each_other(
+    loaded: Load, refused: Refuse
+) -> None:
+    targets = [{"url": "https://a.example.com/@"}, {"url": "https://me:sesame@b.example.com"}]
+    document = {
+        "defaults": {"headers": {"authorization": "Bearer x"}},
+        "subscriptions": [entry(targets=targets)],
+    }
+    (told,) = refused(document).splitlines()
+    assert "targets[1].url: must hold no user or password beside the header" in told
+    assert "sesame" not in told
+    document["subscriptions"] = [entry(targets=targets, headers={"Authorization": None})]
+    assert not one(loaded(document)).headers
 
 
 def test_a_host_in_punycode_may_be_called(loaded: Load) -> None:

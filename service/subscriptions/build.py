@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from service.core.subscription import RetryPolicy, Scheme, Signing, Subscription, Target, TlsFiles
+from service.subscriptions import values
 from service.subscriptions.files import Files
 from service.subscriptions.keys import Keyring, Place, key_warning
 from service.subscriptions.memory import Built, Needs
@@ -142,12 +143,13 @@ class Builder:
         }
         signing, places = self._signing(own)
         tls = self._tls(own)
+        headers = self._headers(entry)
         subscription = Subscription(
             id=sys.intern(entry.id),
             event_types=self._event_types(own),
-            targets=self._targets(entry, where),
+            targets=self._targets(entry, where, headers),
             signing=signing,
-            headers=self._headers(entry),
+            headers=headers,
             retry=self._retry(own),
             tls=tls,
             **{name: _interned(value) for name, value in plain.items()},
@@ -163,14 +165,21 @@ class Builder:
             self._report.add((*own.where, "event_types"), "is required, here or in defaults")
         return self._parts.shared(tuple(map(sys.intern, patterns)))
 
-    def _targets(self, entry: SubscriptionModel, where: Path) -> tuple[Target, ...]:
+    def _targets(
+        self, entry: SubscriptionModel, where: Path, headers: Mapping[str, str]
+    ) -> tuple[Target, ...]:
         seen: set[str] = set()
+        authorized = any(name.lower() == "authorization" for name in headers)
         for index, target in enumerate(entry.targets):
             place = (*where, "targets", index, "url")
             if target.url in seen:
                 self._report.add(place, "stands twice in this subscription; use weight")
             if target.url.startswith("http:") and not self._parts.allow_http:
                 self._report.add(place, "must be https; DISPATCHER_ALLOW_HTTP=true allows http")
+            if authorized and values.has_userinfo(target.url):
+                self._report.add(
+                    place, "must hold no user or password beside the header Authorization"
+                )
             seen.add(target.url)
         if not any(target.weight for target in entry.targets if not target.backup):
             self._report.warn(

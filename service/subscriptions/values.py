@@ -26,7 +26,7 @@ RATE_PATTERN = r"^[0-9]+(\.[0-9]+)?/(s|m|h|d)$"
 _OWN_HEADERS = frozenset({
     "webhook-id", "webhook-timestamp", "webhook-signature", "x-hub-signature-256",
     "content-type", "content-length", "content-encoding", "accept-encoding", "host",
-    "connection", "keep-alive", "proxy-connection", "proxy-authorization", "te", "trailer",
+    "user-agent", "connection", "keep-alive", "proxy-connection", "proxy-authorization", "te", "trailer",
     "transfer-encoding", "upgrade", "expect", "traceparent", "tracestate",
 })  # fmt: skip
 
@@ -102,10 +102,21 @@ def _url_problem(value: str) -> str:
         return "must be a URL that starts with https:// (or http://)"
     if "#" in value:
         return "must be a URL without a fragment (#): it would never be sent"
-    userinfo, at, _ = re.split("[/?]", value.partition("://")[2])[0].rpartition("@")
+    userinfo, at = _userinfo(value)
     if at and re.search(r"[\[\]]", userinfo):
         return "must be a URL with brackets in the user or password percent-encoded: %5B and %5D"
     return "must be a URL with a valid host and port"
+
+
+def has_userinfo(url: str) -> bool:
+    """Tell whether a URL holds a user or password."""
+    return any(_userinfo(url))
+
+
+def _userinfo(url: str) -> tuple[str, str]:
+    """Return what stands before the `@` of a URL's host, and the `@` if there is one."""
+    userinfo, at, _ = re.split("[/?]", url.partition("://")[2])[0].rpartition("@")
+    return userinfo, at
 
 
 def header_name(name: str) -> str:
