@@ -67,16 +67,21 @@ class LogFormat(StrEnum):
 def _listed(value: object) -> object:
     """Split `a,b` or decode `["a", "b"]`; anything that is not text is left to the field's type.
 
-    Text that lists nothing is refused: no ports would mean any.
+    Commas alone are refused: no ports mean any, which has to be written as `[]`.
     """
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
-        listed = _decoded(value)
-    else:
-        listed = [part.strip() for part in value.split(",") if part.strip()]
+        return _decoded(value)
+    listed = [part.strip() for part in value.split(",") if part.strip()]
     if not listed:
         raise ValueError("lists nothing: write at least one, or leave the variable empty")
+    return listed
+
+
+def _some(listed: tuple[str, ...]) -> tuple[str, ...]:
+    if not listed:
+        raise ValueError("lists nothing: write at least one")
     return listed
 
 
@@ -239,7 +244,7 @@ class Settings(BaseSettings):
     events_exchange: Annotated[str, AfterValidator(_exchange)] = Field(
         default="events", description="The topic exchange that producers publish to."
     )
-    bindings: Annotated[tuple[Pattern, ...], *_LIST] = Field(
+    bindings: Annotated[tuple[Pattern, ...], *_LIST, AfterValidator(_some)] = Field(
         default=("#",), description="Routing-key patterns that the intake queue is bound with."
     )
     prefix: Annotated[str, AfterValidator(_prefix)] = Field(

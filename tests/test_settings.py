@@ -39,6 +39,12 @@ def test_defaults_are_those_of_the_documentation() -> None:
     assert (settings.replicas, settings.publish_timeout) == (1, 30.0)
 
 
+def test_an_empty_list_that_is_written_out_is_none() -> None:
+    names = ("DISPATCHER_EGRESS_PORTS", "DISPATCHER_EGRESS_ALLOW", "DISPATCHER_EGRESS_DENY")
+    settings = Settings.load(dict.fromkeys(names, "[]"))
+    assert settings.egress_ports == settings.egress_allow == settings.egress_deny == ()
+
+
 def test_every_setting_has_a_description() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
@@ -112,7 +118,7 @@ def test_settings_cannot_be_changed() -> None:
         ("BINDINGS", "[" * 5000, "is not a JSON list (nested too deep)"),
         ("EGRESS_DENY", " , ", "lists nothing"),
         ("EGRESS_PORTS", ",", "lists nothing"),
-        ("EGRESS_PORTS", "[]", "lists nothing"),
+        ("BINDINGS", "[]", "lists nothing"),
         ("EGRESS_PORTS", "[true]", "is not a port"),
         ("EGRESS_ALLOW", "[true]", "is not text"),
         ("EGRESS_ALLOW", "[1]", "is not text"),

@@ -26,7 +26,7 @@ RATE_PATTERN = r"^[0-9]+(\.[0-9]+)?/(s|m|h|d)$"
 _OWN_HEADERS = frozenset({
     "webhook-id", "webhook-timestamp", "webhook-signature", "x-hub-signature-256",
     "content-type", "content-length", "content-encoding", "accept-encoding", "host",
-    "user-agent", "connection", "keep-alive", "proxy-connection", "proxy-authorization", "te", "trailer",
+    "connection", "keep-alive", "proxy-connection", "proxy-authorization", "te", "trailer",
     "transfer-encoding", "upgrade", "expect", "traceparent", "tracestate",
 })  # fmt: skip
 
