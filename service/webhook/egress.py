@@ -42,6 +42,7 @@ _ANSWER_BYTES = 2**20
 _BODY_BYTES = 2**16  # with what frames its chunks: those of a byte each cost the most
 BODY_KEPT = 2048  # bytes of an answer's body
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
+_SEAM = 2  # bytes of a head that may belong to its end, which comes with the next piece
 _ADDRESSES = 8  # of a family: a name may have thousands, each worth a connect
 _FAREWELL = 1.0  # seconds
 
@@ -90,6 +91,7 @@ class WatchedProtocol(ResponseHandler):
         self.requests = 0
         self._interim = 0
         self._heads = 0
+        self._seam = b""
         self._received = 0
         self._body: StreamReader | None = None
         self._body_received = 0
@@ -105,6 +107,7 @@ class WatchedProtocol(ResponseHandler):
         self.requests += 1
         self._interim = 0
         self._heads = 0
+        self._seam = b""
         self._received = 0
         self._body = None
         self._body_received = 0
@@ -137,13 +140,16 @@ class WatchedProtocol(ResponseHandler):
         # The parser fails at what does not belong to an answer, and forgets what it has read in the same piece.
         # So each head goes alone: a 204 with a body, for one, is a 204.
         while self._body is None and self._heads <= _INTERIM_ANSWERS:
-            head = _END_OF_HEAD.search(data)
-            if head is None or head.end() == len(data):
+            seen = self._seam + data
+            head = _END_OF_HEAD.search(seen)
+            self._seam = seen[-_SEAM:] if head is None else b""
+            end = len(data) if head is None else head.end() - len(seen) + len(data)
+            if end == len(data):
                 super().data_received(data)
                 return
             self._heads += 1
-            super().data_received(data[: head.end()])
-            data = data[head.end() :]
+            super().data_received(data[:end])
+            data = data[end:]
             if self.transport is None or self.transport.is_closing():
                 return
         self._receive_body(data)
