@@ -1,9 +1,12 @@
 """An answer is what its bytes say, however they are cut into pieces."""
 
 import asyncio
+import errno
+import ssl
 from collections.abc import Iterable
 from typing import Any, cast
 
+import aiohttp
 import pytest
 
 from service.webhook.egress import Observation, WatchedProtocol
@@ -11,9 +14,12 @@ from service.webhook.exchange import Answer, exchange
 
 
 class Wire(asyncio.Transport):
-    """A transport that brings the pieces of an answer as soon as there is a request."""
+    """A transport that brings the pieces of an answer as soon as there is a request.
 
-    def __init__(self, protocol: WatchedProtocol, pieces: Iterable[bytes]) -> None:
+    An exception among them is why the connection is lost.
+    """
+
+    def __init__(self, protocol: WatchedProtocol, pieces: Iterable[bytes | OSError]) -> None:
         super().__init__()
         self._protocol = protocol
         self._pieces = pieces
@@ -21,7 +27,9 @@ class Wire(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         for piece in self._pieces:
-            if not self._closing:
+            if isinstance(piece, OSError):
+                self._protocol.connection_lost(piece)
+            elif not self._closing:
                 self._protocol.data_received(piece)
 
     def close(self) -> None:
@@ -39,7 +47,7 @@ class Wire(asyncio.Transport):
 class Held:
     """A connection that notes what becomes of it."""
 
-    def __init__(self, *pieces: bytes) -> None:
+    def __init__(self, *pieces: bytes | OSError) -> None:
         self.protocol = WatchedProtocol(asyncio.get_running_loop())
         self.protocol.connection_made(Wire(self.protocol, pieces))
         self.protocol.serve(Observation())
@@ -78,3 +86,21 @@ async def test_what_follows_a_whole_answer_does_not_count_wherever_the_answer_is
         connection = Held(*pieces)
         assert await ask(connection) == Answer(status, None, body), pieces
         assert not connection.kept
+
+
+BROKEN = [ConnectionResetError(errno.ECONNRESET, "reset"), ssl.SSLError(1, "bad record mac")]
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+@pytest.mark.parametrize("head", [b"200 OK\r\n\r\n", b"500 No\r\nContent-Length: 9\r\n\r\n"])
+async def test_a_body_in_which_the_connection_breaks_is_not_whole(
+    head: bytes, reason: OSError
+) -> None:
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await ask(Held(b"HTTP/1.1 ", head, b"body", reason))
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+async def test_an_answer_that_was_whole_before_the_connection_broke_counts(reason: OSError) -> None:
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    assert await ask(Held(whole, reason)) == Answer(200, None, b"ok")

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import socket
+import struct
 
 import pytest
 
@@ -39,6 +40,18 @@ from tests.sending import (
 )
 
 pytestmark = both_loops
+
+
+def really_resets(*parts: bytes) -> Behaviour:
+    """Read a request, send `parts`, and end the connection by a TCP reset."""
+
+    async def behave(reader: Reader, writer: Writer) -> None:
+        await says(*parts)(reader, writer)
+        taken: socket.socket = writer.get_extra_info("socket")
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    return behave
 
 
 async def test_a_refused_connection_is_a_failure_to_connect() -> None:
@@ -138,12 +151,18 @@ async def test_a_handshake_that_hangs_ends_by_the_connect_timeout() -> None:
         resets(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"),
         says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nhalf"),
         resets(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"),
+        really_resets(b"HTTP/1.1 200 OK\r\n\r\nhalf"),
+        really_resets(b"HTTP/1.1 500 No\r\n\r\n"),
     ],
 )
 async def test_a_connection_that_ends_early_is_a_reset(behaviour: Behaviour) -> None:
     outcome = await attempt_at(behaviour)
     assert outcome.kind is FailureKind.RESET
     assert not outcome.stale_connection
+
+
+async def test_a_reset_after_a_whole_answer_takes_nothing_of_it() -> None:
+    assert (await attempt_at(really_resets(OK))).status == 200
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,15 @@ class WatchedProtocol(ResponseHandler):
                 self._body.set_exception(aiohttp.ClientPayloadError("garbage in the body"))
         super().set_exception(exc, *([] if exc_cause is None else [exc_cause]))
 
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Break off the body that is not at its end where the connection broke.
+
+        aiohttp takes any loss for the end of a body without a length.
+        """
+        if exc is not None and self._body is not None and not self._body.is_eof():
+            self._body.set_exception(aiohttp.ClientPayloadError("connection lost in the body"))
+        super().connection_lost(exc)
+
     def _give_up(self, message: str) -> None:
         if self.transport is not None and not self.transport.is_closing():
             self.set_exception(HttpProcessingError(message=message))
