@@ -1,15 +1,22 @@
 """Connections are kept, judged, and never mixed up."""
 
 import asyncio
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from service.core.delivery import Answered, FailureKind
+from service.core.subscription import TlsFiles
 from service.webhook import exchange
 from service.webhook.formats import Content
+from tests.certificates import Authority
 from tests.receivers import Answer, Hostile, Reader, Recorder, Writer, read_request
 from tests.sending import (
     OK,
@@ -17,6 +24,7 @@ from tests.sending import (
     event_loop_policy,  # noqa: F401 - taken up by pytest-asyncio
     send,
     sender_to,
+    subscribe,
 )
 
 pytestmark = both_loops
@@ -72,6 +80,38 @@ async def test_when_one_kept_connection_has_died_the_next_attempt_has_a_new_one(
         dead = True
         assert (await send(sender, subscription)).stale_connection
         assert isinstance(await send(sender, subscription), Answered)
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+async def test_idle_connections_give_their_descriptors_to_who_needs_one(
+    tmp_path: Path, *, secure: bool
+) -> None:
+    authority = Authority(tmp_path)
+    tls = TlsFiles(ca_file=authority.ca_file)
+    kept = Recorder(answer=lambda _: Answer(delay=0.05), tls=authority.server() if secure else None)
+    async with sender_to(kept, tls=tls) as (sender, subscription), Recorder() as new:
+        await asyncio.gather(*(send(sender, subscription) for _ in range(8)))
+        with no_descriptors():
+            outcomes = await asyncio.gather(*(send(sender, subscribe(new.url)) for _ in range(3)))
+        assert all(isinstance(outcome, Answered) for outcome in outcomes)
+    assert kept.connections == 8
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Leave this process the descriptors that it has."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limits[0], 1024), limits[1]))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        for one in taken:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def test_a_kept_connection_that_dies_within_an_answer_is_not_stale() -> None:

@@ -45,6 +45,7 @@ _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _SEAM = 2  # bytes of a head that may belong to its end, which comes with the next piece
 _ADDRESSES = 8  # of a family: a name may have thousands, each worth a connect
 _FAREWELL = 1.0  # seconds
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class Observation:
@@ -252,6 +253,7 @@ class EgressConnector(aiohttp.TCPConnector):
         )
         self._factory: Any = partial(WatchedProtocol, self._loop)
         self._proxy = proxy
+        self._leaving: list[asyncio.Future[None]] = []
 
     def door(self, url: URL, tls: ssl.SSLContext | bool) -> Door:  # noqa: FBT001 - aiohttp's way
         """Return where connections to `url` begin, as `reach` wants to be told; it may be kept."""
@@ -269,20 +271,52 @@ class EgressConnector(aiohttp.TCPConnector):
         """
         token = observation.set(attempt)
         try:
-            while True:
-                connection = await self.connect(door, [], connecting)
-                protocol = cast("WatchedProtocol", connection.protocol)
-                if len(protocol) == 0:
-                    protocol.serve(attempt)
-                    return connection
-                connection.close()  # an answer lies there before the question
+            try:
+                return await self._take(door, connecting, attempt)
+            except OSError as error:
+                if not _NO_DESCRIPTOR & os_errors(error):
+                    raise
+            await self._drop_all_idle()
+            return await self._take(door, connecting, attempt)
         finally:
             observation.reset(token)
+
+    async def _take(
+        self, door: Door, connecting: aiohttp.ClientTimeout, attempt: Observation
+    ) -> Connection:
+        while True:
+            connection = await self.connect(door, [], connecting)
+            protocol = cast("WatchedProtocol", connection.protocol)
+            if len(protocol) == 0:
+                protocol.serve(attempt)
+                return connection
+            connection.close()  # an answer lies there before the question
+
+    async def _drop_all_idle(self) -> None:
+        """Close all connections that lie in the pool; return when their descriptors are free again."""
+        idle = [protocol for kept in self._conns.values() for protocol, _ in kept]
+        self._conns.clear()
+        self._leaving = [left for one in idle if (left := one.closed)] or self._leaving
+        for protocol in idle:
+            protocol.abort()
+        if self._leaving:
+            await asyncio.wait(self._leaving)
 
     def drop_idle(self, door: Door) -> None:
         """Close the connections that lie in the pool for a door."""
         for protocol, _ in self._conns.pop(door.connection_key, ()):
             protocol.close()
+
+
+def os_errors(error: BaseException) -> set[int]:
+    """Return the numbers of the operating system's errors that `error` was raised from, itself included."""
+    found = set()
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno is not None:
+            found.add(cause.errno)
+        cause = cause.__cause__
+    return found
 
 
 def _permitted_socket(rules: EgressRules, address: tuple[Any, ...]) -> socket.socket:

@@ -11,7 +11,7 @@ import ssl
 import aiohttp
 
 from service.core.delivery import Failed, FailureKind, Forbidden
-from service.webhook.egress import Observation
+from service.webhook.egress import Observation, os_errors
 from service.webhook.tls import TlsFilesError, describe
 
 _DETAIL_LIMIT = 200  # characters
@@ -77,12 +77,7 @@ def _refusal(error: BaseException) -> ssl.SSLError | None:
 
 def _lack(error: BaseException) -> int | None:
     """Return the number of the error where our own machine was short of something, if that was it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _OUR_LACK:
-            return cause.errno
-        cause = cause.__cause__
-    return None
+    return next(iter(os_errors(error) & _OUR_LACK), None)
 
 
 def _connected(error: Exception, seen: Observation) -> tuple[FailureKind, str]:
