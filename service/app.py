@@ -6,9 +6,10 @@
 import asyncio
 import gc
 import os
+import resource
 import socket
 from collections.abc import Coroutine, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -274,12 +275,20 @@ def _budget(lane: str, prefetch: int, slow_share: float) -> Budget:
     return Budget(lane, attempts, max(1, int(attempts * slow_share)))
 
 
+def _raise_descriptor_limit() -> None:
+    """Allow this process as many descriptors as it may allow itself: usual soft limits are for old programs."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 async def run(settings: Settings, environ: Mapping[str, str], inherited: Inherited) -> None:
     """Run one dispatcher process until it is told to stop.
 
     Raises ConfigurationError where it cannot start; the broker being away is no reason not to.  Raises
     DispatcherError, after its drain, where a fault of the program ended it.
     """
+    _raise_descriptor_limit()
     sink = LineSink(1)
     sink.attach(asyncio.get_running_loop())
     unbounded = configure(settings.log_level, settings.log_format, sink)

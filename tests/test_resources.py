@@ -224,6 +224,25 @@ def give_descriptors(pid: int) -> None:
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
 
 
+class Limited(Dispatcher):
+    """A dispatcher that is started with a low soft limit of descriptors."""
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return "sh", "-c", 'ulimit -Sn 256; exec "$@"', "sh", *super().command
+
+
+async def test_a_soft_limit_of_descriptors_is_raised_to_the_hard_one(it):
+    it.new(subscription("s", "https://hooks.example.com/"))
+    dispatcher = Limited(it.environ, it.folder)
+    try:
+        await dispatcher.start()
+        soft, hard = resource.prlimit(dispatcher.pid, resource.RLIMIT_NOFILE)
+        assert soft == hard > 256
+    finally:
+        await dispatcher.close()
+
+
 async def test_without_descriptors_nothing_is_lost_and_deliveries_resume(it):
     it.shorten_waits()
     closing = Answer(close=True)  # each attempt needs a socket of its own
