@@ -2,18 +2,26 @@
 
 import asyncio
 import errno
+import os
 import socket
 import struct
+import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from service.core.address import EgressRules
 from service.core.delivery import Answered, Failed, FailureKind, Forbidden
+from service.core.subscription import TlsFiles
 from service.ports import free_port
+from service.webhook import egress
 from service.webhook.egress import Observation
 from service.webhook.failures import failure
 from service.webhook.formats import Content
 from service.webhook.sender import WebhookSender
 from service.webhook.tls import TlsFilesError
+from tests.certificates import Authority
 from tests.receivers import (
     Behaviour,
     Hostile,
@@ -243,6 +251,50 @@ async def test_cancelling_the_caller_cancels_the_attempt() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.parametrize(
+    ("url", "tls"),
+    [("http://hooks.example.com/", {}), ("https://127.0.0.1/", {"ca_file": "ca.pem"})],
+    ids=["lookup", "certificate files"],
+)
+async def test_that_we_lack_threads_is_no_fault_of_the_target(
+    url: str, tls: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.chdir(tmp_path)
+    Authority(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        outcome = await attempt(url, tls=TlsFiles(**tls))
+    assert outcome.kind is FailureKind.LOCAL
+
+
+async def test_a_lack_of_ours_at_one_address_of_several_is_no_fault_of_the_target(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = {socket.AF_INET6: errno.ENETUNREACH, socket.AF_INET: errno.EADDRNOTAVAIL}
+
+    def resolve(_host: str, port: int, *_args: Any, **_options: Any) -> list[Any]:
+        kind = socket.SOCK_STREAM, 6, ""
+        return [
+            (socket.AF_INET6, *kind, ("2001:db8::1", port, 0, 0)),
+            (socket.AF_INET, *kind, ("127.0.0.1", port)),
+        ]
+
+    def make(_rules: EgressRules, address: tuple[Any, ...]) -> socket.socket:
+        number = numbers[address[0]]
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(egress, "_permitted_socket", make)
+    outcome = await attempt("http://hooks.example.com/")
+    assert outcome.kind is FailureKind.LOCAL
+    assert outcome.detail.endswith("no connection: Cannot assign requested address")
+    numbers[socket.AF_INET] = errno.ECONNREFUSED
+    assert (await attempt("http://hooks.example.com/")).kind is FailureKind.CONNECT
 
 
 def test_certificate_files_that_we_lack_descriptors_for_are_no_fault_of_the_target() -> None:

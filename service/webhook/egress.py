@@ -45,6 +45,8 @@ _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _SEAM = 2  # bytes of a head that may belong to its end, which comes with the next piece
 _ADDRESSES = 8  # of a family: a name may have thousands, each worth a connect
 _FAREWELL = 1.0  # seconds
+_SEVERAL = "Multiple exceptions: "  # of aiohappyeyeballs
+_NUMBER = re.compile(r"\[Errno (\d+)\]")
 _NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 
 
@@ -309,12 +311,18 @@ class EgressConnector(aiohttp.TCPConnector):
 
 
 def os_errors(error: BaseException) -> set[int]:
-    """Return the numbers of the operating system's errors that `error` was raised from, itself included."""
+    """Return the numbers of the operating system's errors that `error` was raised from, itself included.
+
+    Where the addresses of a name fail in different ways, aiohappyeyeballs leaves them in its text alone.
+    """
     found = set()
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, OSError) and cause.errno is not None:
-            found.add(cause.errno)
+        if isinstance(cause, OSError):
+            if cause.errno is not None:
+                found.add(cause.errno)
+            elif str(cause).startswith(_SEVERAL):
+                found.update(map(int, _NUMBER.findall(str(cause))))
         cause = cause.__cause__
     return found
 
@@ -351,9 +359,13 @@ class ThreadResolver(AbstractResolver):
         async with self._lookups:
             loop = asyncio.get_running_loop()
             found: asyncio.Future[list[ResolveResult]] = loop.create_future()
-            threading.Thread(
+            lookup = threading.Thread(
                 target=_look_up, args=(loop, found, host, port, family), daemon=True
-            ).start()
+            )
+            try:
+                lookup.start()
+            except RuntimeError as error:
+                raise OSError(errno.ENOMEM, "no thread to be had") from error
             return await found
 
     async def close(self) -> None:

@@ -93,7 +93,7 @@ class TlsContexts:
             stamps = _stamps(files)
             if kept is None or kept.stamps != stamps:
                 # Reading the system's authorities takes tens of milliseconds.
-                context = await asyncio.to_thread(_context, files)
+                context = await _in_thread(files)
                 kept = _Kept(stamps, context, 0.0)
         except TlsFilesError as error:
             if kept is None:
@@ -117,6 +117,14 @@ def describe(error: ssl.SSLError) -> str:
         return _VERIFY_TEXTS.get(getattr(error, "verify_code", 0), text)
     reason: str = getattr(error, "reason", None) or "broken off"
     return _REASON_TEXTS.get(reason) or reason.replace("_", " ").lower()
+
+
+async def _in_thread(files: TlsFiles) -> ssl.SSLContext:
+    try:
+        built = asyncio.get_running_loop().run_in_executor(None, _context, files)
+    except RuntimeError as error:
+        raise TlsFilesError("certificate files: no thread to read them in") from error
+    return await built
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
