@@ -247,8 +247,13 @@ class ConnectProxy(Server):
     `addresses` maps host names to addresses, as the proxy's own resolver.
     """
 
-    def __init__(self, refuse: int | None = None, addresses: dict[str, str] | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        refuse: int | None = None,
+        addresses: dict[str, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        super().__init__(tls)
         self.seen: list[Received] = []
         self._refuse = refuse
         self._addresses = addresses or {}

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,43 @@ async def test_https_goes_through_a_tunnel_with_the_proxys_credentials(
         assert proxy.seen[0].headers["Proxy-Authorization"] == "Basic dXNlcjp3b3Jk"
         assert "webhook-id" not in proxy.seen[0].headers
         assert "Proxy-Authorization" not in receiver.requests[0].headers
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+async def test_a_proxy_over_tls_is_trusted_as_the_system_says_and_shown_no_certificate(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, secure: bool
+) -> None:
+    system = Authority(tmp_path, "system")
+    monkeypatch.setenv("SSL_CERT_FILE", system.ca_file)
+    at_proxy = system.server()
+    at_proxy.load_verify_locations(system.ca_file)
+    at_proxy.verify_mode = ssl.CERT_OPTIONAL  # refuses the subscription's, of another authority
+    async with (
+        Recorder(
+            tls=authority.server("hooks.example.com", demand_client=True) if secure else None
+        ) as receiver,
+        ConnectProxy(addresses={"hooks.example.com": "127.0.0.1"}, tls=at_proxy) as proxy,
+    ):
+        outcome = await attempt(
+            f"http{'s' * secure}://hooks.example.com:{receiver.port}/hook",
+            proxy=f"https://127.0.0.1:{proxy.port}",
+            tls=TlsFiles(authority.ca_file, *authority.issue("dispatcher")),
+        )
+        assert isinstance(outcome, Answered)
+        assert len(proxy.seen) == 1
+
+
+async def test_the_holder_of_a_subscriptions_authority_cannot_pose_as_the_proxy(
+    authority: Authority,
+) -> None:
+    async with ConnectProxy(tls=authority.server()) as proxy:
+        outcome = await attempt(
+            "https://hooks.example.com/",
+            proxy=f"https://user:word@127.0.0.1:{proxy.port}",
+            tls=TlsFiles(authority.ca_file),
+        )
+        assert proxy.seen == []
+    assert outcome.kind is FailureKind.TLS
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,12 @@ class EgressConnector(aiohttp.TCPConnector):
         """Return where connections to `url` begin, as `reach` wants to be told; it may be kept."""
         return Door("POST", url, loop=self._loop, ssl=tls, proxy=self._proxy)
 
+    def _update_proxy_auth_header_and_build_proxy_req(self, req: ClientRequest) -> ClientRequest:
+        """Speak to the proxy with the default context: a subscription's certificates are for its targets."""
+        to_proxy = super()._update_proxy_auth_header_and_build_proxy_req(req)
+        to_proxy._ssl = True  # noqa: SLF001 - aiohttp gives it those of `req`, and has no setting for it
+        return to_proxy
+
     async def reach(
         self,
         door: Door,
