@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 import socket
 import struct
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientConnectorError
+from aiohttp.http_exceptions import HttpProcessingError
 
 from service.core.address import EgressRules
 from service.core.delivery import Answered, Failed, FailureKind, Forbidden
 from service.core.subscription import TlsFiles
 from service.ports import free_port
 from service.webhook import egress
-from service.webhook.egress import Observation
+from service.webhook.egress import Observation, WatchedProtocol
 from service.webhook.failures import failure
 from service.webhook.formats import Content
 from service.webhook.sender import WebhookSender
@@ -251,6 +254,37 @@ async def test_cancelling_the_caller_cancels_the_attempt() -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        None,
+        says(b"\x00garbage\r\n\r\n"),
+        resets(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"),
+        resets(),
+    ],
+    ids=["refused", "garbage", "half", "reset"],
+)
+async def test_a_failed_attempt_leaves_nothing_to_the_garbage_collector(
+    behaviour: Behaviour | None,
+) -> None:
+    async with Hostile(behaviour or silent) as receiver, WebhookSender(rules=LOOPBACK) as sender:
+        to = subscribe(receiver.url if behaviour else f"http://127.0.0.1:{free_port()}/")
+        await send(sender, to)
+        gc.collect()
+        gc.disable()
+        try:
+            assert isinstance(await send(sender, to), Failed)
+            await until(lambda: not left_behind())
+        finally:
+            gc.enable()
+
+
+def left_behind() -> list[Any]:
+    """Return the objects of attempts that are still there."""
+    kinds = (Observation, WatchedProtocol, ClientConnectorError, HttpProcessingError)
+    return [one for one in gc.get_objects() if isinstance(one, kinds)]
 
 
 @pytest.mark.parametrize(

@@ -205,6 +205,7 @@ class WatchedProtocol(ResponseHandler):
         if exc is not None and self._body is not None and not self._body.is_eof():
             self._body.set_exception(aiohttp.ClientPayloadError("connection lost in the body"))
         super().connection_lost(exc)
+        self._body = None  # it holds this protocol in turn
 
     def _give_up(self, message: str) -> None:
         if self.transport is not None and not self.transport.is_closing():

@@ -37,6 +37,21 @@ def failure(
     return Failed(kind, one_line(f"{place}: {detail}"), duration, stale_connection=stale)
 
 
+def let_go(error: BaseException) -> None:
+    """Let an exception go that is to be named, and those that led to it, from the frames that they passed.
+
+    Frames hold the exception in turn, and with it connection, parser and buffers, until the collector comes by.
+    """
+    waiting: list[BaseException | None] = [error]
+    seen = set()
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            waiting += one.__cause__, one.__context__
+
+
 def one_line(text: str, limit: int = _DETAIL_LIMIT) -> str:
     """Cut `text` to `limit` characters and escape what does not print."""
     text = text[:limit]

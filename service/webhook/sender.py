@@ -20,7 +20,7 @@ from service.core.retry_after import retry_after
 from service.core.subscription import Subscription, Target
 from service.webhook.egress import Door, EgressConnector, Observation
 from service.webhook.exchange import Answer, exchange, head
-from service.webhook.failures import failure, one_line
+from service.webhook.failures import failure, let_go, one_line
 from service.webhook.formats import Content
 from service.webhook.route import Route, Routes
 from service.webhook.tls import TlsContexts
@@ -102,6 +102,7 @@ class WebhookSender:
                 connection = await self._connector.reach(door, route.connecting, seen)
                 answer = await exchange(connection, start, body)
         except Exception as error:  # noqa: BLE001 - a receiver must not be able to raise into a round
+            let_go(error)
             duration = self._clock.monotonic() - started
             asleep = asyncio.get_running_loop().time() - began - duration
             if isinstance(error, TimeoutError) and asleep > _ASLEEP:
