@@ -104,3 +104,25 @@ async def test_a_body_in_which_the_connection_breaks_is_not_whole(
 async def test_an_answer_that_was_whole_before_the_connection_broke_counts(reason: OSError) -> None:
     whole = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
     assert await ask(Held(whole, reason)) == Answer(200, None, b"ok")
+
+
+@pytest.mark.parametrize(
+    "more", ["", "H", "HTTP/1.1 200 OK\r\nX: y", "HTTP/1.1 200 OK\r\nX: y\r\n\r\n"]
+)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "HTTP/1.1 204 No Content\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+    ],
+    ids=["no body", "body", "chunks"],
+)
+async def test_a_connection_is_kept_only_if_nothing_comes_after_the_answer(
+    answer: str, more: str
+) -> None:
+    both = (answer + more).encode()
+    for pieces in ([both], [both[:-1], both[-1:]], [answer.encode(), more.encode()]):
+        connection = Held(*filter(None, pieces))
+        assert (await ask(connection)).status in {200, 204}
+        assert connection.kept == (not more), pieces

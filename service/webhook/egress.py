@@ -177,6 +177,15 @@ class WatchedProtocol(ResponseHandler):
         if not body.is_eof():
             body.feed_eof()
 
+    def has_ended_clean(self) -> bool:
+        """Tell whether nothing came after the end of the answer, which must have been read."""
+        if self.should_close or self._parser is None:
+            return False
+        try:  # The parser returns, or fails at, what it holds the start of.
+            return self._parser.feed_eof() is None
+        except Exception:  # noqa: BLE001 - it fails at half a head in many ways
+            return False
+
     def feed_data(self, data: Any, size: int = 0) -> None:
         """Count interim answers, an endless row of which would otherwise keep the whole process busy."""
         if data[0].code < 200:

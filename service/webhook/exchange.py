@@ -75,7 +75,7 @@ async def exchange(connection: Connection, head: bytes, body: bytes) -> Answer:
                 clean = clean and sending.done()
             finally:
                 sending.cancel()
-        clean = clean and not transport.get_write_buffer_size()
+        clean = clean and not transport.get_write_buffer_size() and protocol.has_ended_clean()
     finally:
         if clean:
             connection.release()
