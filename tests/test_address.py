@@ -17,7 +17,8 @@ FORBIDDEN = [
     "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
     "255.255.255.255/32", "::/96", "64:ff9b::/96", "64:ff9b:1::/48", "100::/64", "2001::/32",
     "2001:db8::/32", "2002::/16", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10",
-    "ff00::/8",
+    "ff00::/8", "2001:2::/48", "2001:10::/28", "100:0:0:1::/64", "::ffff:0:0:0/96", "::1:0:0:0/128",
+    "64:ff9b::1:0:0/128", "200::/7", "400::/6", "1fff::/16", "4000::/2", "8000::/2", "fe00::/9",
 ]  # fmt: skip
 # The neighbours of each range that are themselves outside every range.
 PERMITTED = [
@@ -26,9 +27,9 @@ PERMITTED = [
     "172.15.255.255", "172.32.0.0", "191.255.255.255", "192.0.1.0", "192.0.1.255", "192.0.3.0",
     "192.88.98.255", "192.88.100.0", "192.167.255.255", "192.169.0.0", "198.17.255.255",
     "198.20.0.0", "198.51.99.255", "198.51.101.0", "203.0.112.255", "203.0.114.0",
-    "223.255.255.255", "8.8.8.8", "::1:0:0:0", "64:ff9b::1:0:0", "64:ff9a:ffff::1", "64:ff9b:2::",
-    "100:0:0:1::", "2001:1::", "2001:db7::1", "2001:db9::", "2003::", "3ffe::1", "3fff:1000::",
-    "5eff::1", "5f01::", "fbff::1", "fe00::1", "2606:4700::1111",
+    "223.255.255.255", "8.8.8.8", "2000::", "2001:1::", "2001:2:1::", "2001:f::", "2001:20::",
+    "2001:db7::1", "2001:db9::", "2003::", "3ffe::1", "3fff:1000::", "3fff:ffff::",
+    "2606:4700::1111",
 ]  # fmt: skip
 
 
@@ -79,33 +80,37 @@ def nat64(address: str) -> str:
     return f"64:ff9b::{address}"
 
 
+def translated(address: str) -> str:
+    return f"::ffff:0:{address}"
+
+
 def six_to_four(address: str) -> str:
     number = int(IPv4Address(address))
     return f"2002:{number >> 16:x}:{number & 0xFFFF:x}::1"
 
 
-@pytest.mark.parametrize("wrapped", [nat64, six_to_four])
+@pytest.mark.parametrize("wrapped", [nat64, six_to_four, translated])
 def test_gateways_are_forbidden_unless_allowed(wrapped: Callable[[str], str]) -> None:
     assert NOTHING_SAID.check(wrapped("8.8.8.8"), 443) is not None
 
 
-@pytest.mark.parametrize("wrapped", [nat64, six_to_four])
+@pytest.mark.parametrize("wrapped", [nat64, six_to_four, translated])
 def test_an_allowed_gateway_leads_to_no_private_network(wrapped: Callable[[str], str]) -> None:
-    rules = allowing("64:ff9b::/96", "2002::/16")
+    rules = allowing("64:ff9b::/96", "2002::/16", "::ffff:0:0:0/96")
     assert rules.check(wrapped("8.8.8.8"), 443) is None
     assert rules.check(wrapped("10.0.0.1"), 443) is not None
     assert rules.check(wrapped("127.0.0.1"), 443) is not None
     assert rules.check(wrapped("169.254.169.254"), 443) is not None
 
 
-@pytest.mark.parametrize("wrapped", [nat64, six_to_four, "::ffff:{}".format])
+@pytest.mark.parametrize("wrapped", [nat64, six_to_four, translated, "::ffff:{}".format])
 def test_every_form_of_an_allowed_network_is_allowed(wrapped: Callable[[str], str]) -> None:
     rules = allowing("10.0.0.0/8")
     assert rules.check(wrapped("10.0.0.1"), 443) is None
     assert rules.check(wrapped("192.168.0.1"), 443) is not None
 
 
-@pytest.mark.parametrize("wrapped", [nat64, six_to_four, "::ffff:{}".format])
+@pytest.mark.parametrize("wrapped", [nat64, six_to_four, translated, "::ffff:{}".format])
 def test_every_form_of_a_denied_network_is_denied(wrapped: Callable[[str], str]) -> None:
     rules = allowing("0.0.0.0/0", "::/0", deny=networks(["8.8.8.0/24"]))
     assert "denied" in (rules.check(wrapped("8.8.8.8"), 443) or "")
@@ -120,6 +125,11 @@ def test_deny_beats_allow_and_allow_beats_the_list() -> None:
 
 def test_public_addresses_can_be_denied() -> None:
     assert EgressRules(deny=networks(["8.8.8.8"])).check("8.8.8.8", 443) is not None
+
+
+def test_what_is_not_global_unicast_can_be_allowed() -> None:
+    assert NOTHING_SAID.check("200::1", 443) == "200::1 is not global unicast (2000::/3)"
+    assert allowing("200::/7").check("200::1", 443) is None
 
 
 def test_mapped_networks_in_the_rules_mean_ipv4() -> None:

@@ -7,6 +7,7 @@ and the definitions themselves, where CRDS names folders that hold them (separat
 
 import os
 import re
+from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import yaml
 
 from service.broker.topology import Binding, Exchange, Names, Queue, topology
-from service.core.address import SPECIAL
+from service.core.address import GLOBAL_UNICAST, SPECIAL
 from service.core.ladder import LEVELS
 from service.settings import Settings
 from tests.tools import custom_resources, manifests
@@ -206,7 +207,11 @@ def test_the_network_policy_forbids_what_the_dispatcher_forbids(production):
     }
     assert blocks == {
         "0.0.0.0/0": [str(network) for network in SPECIAL if network.version == 4],
-        "::/0": [str(network) for network in SPECIAL if network.version == 6],
+        str(GLOBAL_UNICAST): [
+            str(network)
+            for network in SPECIAL
+            if isinstance(network, IPv6Network) and network.subnet_of(GLOBAL_UNICAST)
+        ],
     }
 
 

@@ -2,13 +2,15 @@
 
 Everything that keeps a target's URL from reaching into the operator's own network is decided here;
 `service.webhook.egress` asks at every connect.  `ipaddress.is_global` is not relied on: it is wrong
-for NAT64, 6to4, multicast and others.  The ranges are those of the IANA special-purpose registries.
+for NAT64, 6to4, multicast and others.  The ranges are those of the IANA special-purpose registries; of IPv6
+whatever else is not global unicast is forbidden as well.
 
 An IPv6 address may wrap an IPv4 address, and is then judged by it:
 
 - IPv4-mapped (`::ffff:0:0/96`) is the IPv4 address, in everything;
-- NAT64 (`64:ff9b::/96`) and 6to4 (`2002::/16`) lead through a gateway, and are forbidden unless the
-  embedded address is allowed by name, or the range itself is and the embedded address is not special.
+- NAT64 (`64:ff9b::/96`), 6to4 (`2002::/16`) and IPv4-translated (`::ffff:0:0:0/96`) lead through a gateway,
+  and are forbidden unless the embedded address is allowed by name, or the range itself is and the embedded
+  address is not special.
 """
 
 from collections.abc import Iterable
@@ -39,10 +41,14 @@ SPECIAL: dict[Network, str] = {
         "240.0.0.0/4": "reserved",
         "::1/128": "loopback",
         "::/96": "unspecified or IPv4-compatible",
+        "::ffff:0:0:0/96": "IPv4-translated",
         "64:ff9b::/96": "NAT64",
         "64:ff9b:1::/48": "local NAT64",
         "100::/64": "discard-only",
+        "100:0:0:1::/64": "dummy",
         "2001::/32": "Teredo",
+        "2001:2::/48": "benchmarking",
+        "2001:10::/28": "ORCHID",
         "2001:db8::/32": "documentation",
         "2002::/16": "6to4",
         "3fff::/20": "documentation",
@@ -55,9 +61,13 @@ SPECIAL: dict[Network, str] = {
 }
 """Ranges that are never called unless allowed, and what they are; the narrower of two comes first."""
 
+GLOBAL_UNICAST = IPv6Network("2000::/3")
+"""What IANA gives out of IPv6: nothing outside of it is called unless allowed."""
+
 _MAPPED = IPv6Network("::ffff:0:0/96")
 _NAT64 = IPv6Network("64:ff9b::/96")
 _6TO4 = IPv6Network("2002::/16")
+_TRANSLATED = IPv6Network("::ffff:0:0:0/96")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +125,11 @@ class EgressRules:
 
 def _special(written: Address, judged: Address) -> str | None:
     network = _first(SPECIAL, judged)
-    return None if network is None else f"{written} is {SPECIAL[network]} ({network})"
+    if network is not None:
+        return f"{written} is {SPECIAL[network]} ({network})"
+    if judged.version == 6 and judged not in GLOBAL_UNICAST:
+        return f"{written} is not global unicast ({GLOBAL_UNICAST})"
+    return None
 
 
 def _first(candidates: Iterable[Network], address: Address) -> Network | None:
@@ -138,8 +152,9 @@ def _unmapped_network(network: Network) -> Network:
 def _embedded(address: Address) -> tuple[Network | None, IPv4Address | None]:
     """Return the gateway range that `address` goes through, and the IPv4 address behind it."""
     if isinstance(address, IPv6Address):
-        if address in _NAT64:
-            return _NAT64, IPv4Address(int(address) & 0xFFFFFFFF)
+        for gateway in (_NAT64, _TRANSLATED):
+            if address in gateway:
+                return gateway, IPv4Address(int(address) & 0xFFFFFFFF)
         if address in _6TO4:
             return _6TO4, IPv4Address(int(address) >> 80 & 0xFFFFFFFF)
     return None, None
