@@ -190,22 +190,24 @@ async def test_plain_requests_go_through_the_proxy_whose_address_is_exempt() -> 
         assert receiver.requests[0].body == BODY
 
 
+@pytest.mark.parametrize("dot", ["", "."])
 async def test_https_goes_through_a_tunnel_with_the_proxys_credentials(
-    authority: Authority,
+    authority: Authority, dot: str
 ) -> None:
+    host = f"hooks.example.com{dot}"
     async with (
         Recorder(tls=authority.server("hooks.example.com")) as receiver,
-        ConnectProxy(addresses={"hooks.example.com": "127.0.0.1"}) as proxy,
+        ConnectProxy(addresses={host: "127.0.0.1"}) as proxy,
     ):
         outcome = await attempt(
-            f"https://hooks.example.com:{receiver.port}/hook",
+            f"https://{host}:{receiver.port}/hook",
             rules=EgressRules(),
             proxy=f"http://user:word@127.0.0.1:{proxy.port}",
             tls=TlsFiles(ca_file=authority.ca_file),
         )
         assert isinstance(outcome, Answered)
         assert proxy.seen[0].method == "CONNECT"
-        assert proxy.seen[0].path == f"hooks.example.com:{receiver.port}"
+        assert proxy.seen[0].path == f"{host}:{receiver.port}"
         assert proxy.seen[0].headers["Proxy-Authorization"] == "Basic dXNlcjp3b3Jk"
         assert "webhook-id" not in proxy.seen[0].headers
         assert "Proxy-Authorization" not in receiver.requests[0].headers

@@ -269,7 +269,11 @@ class EgressConnector(aiohttp.TCPConnector):
 
     def door(self, url: URL, tls: ssl.SSLContext | bool) -> Door:  # noqa: FBT001 - aiohttp's way
         """Return where connections to `url` begin, as `reach` wants to be told; it may be kept."""
-        return Door("POST", url, loop=self._loop, ssl=tls, proxy=self._proxy)
+        # Certificates have no dot at the end, which aiohttp knows without a proxy only.
+        name = None if self._proxy is None else (url.raw_host or "").rstrip(".")
+        return Door(
+            "POST", url, loop=self._loop, ssl=tls, proxy=self._proxy, server_hostname=name or None
+        )
 
     def _update_proxy_auth_header_and_build_proxy_req(self, req: ClientRequest) -> ClientRequest:
         """Speak to the proxy with the default context: a subscription's certificates are for its targets."""
