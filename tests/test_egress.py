@@ -13,10 +13,11 @@ from service.core.address import EgressRules
 from service.core.delivery import Answered, Failed, FailureKind, Forbidden
 from service.core.subscription import TlsFiles
 from service.ports import free_port
+from service.webhook import egress
 from service.webhook.egress import ThreadResolver
 from service.webhook.sender import WebhookSender
 from tests.certificates import Authority
-from tests.receivers import ConnectProxy, Hostile, Recorder, says, silent
+from tests.receivers import ConnectProxy, Hostile, Reader, Recorder, Writer, says, silent
 from tests.sending import (
     BODY,
     LOOPBACK,
@@ -136,6 +137,59 @@ async def test_of_a_name_with_very_many_addresses_a_few_of_each_family_are_tried
         *(f"127.0.0.{n}" for n in range(8)),
         *(f"2001:db8::{n:x}" for n in range(8)),
     ]
+
+
+def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> list[str]:
+    """Have every name resolve to these; return where sockets are made for, as they are."""
+    begun = []
+    real = egress._permitted_socket
+
+    def resolve(_host: str, port: int, *_args: Any, **_options: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, port)) for ip in addresses]
+
+    def make(rules: EgressRules, address: tuple[Any, ...]) -> socket.socket:
+        begun.append(address[4][0])
+        return real(rules, address)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(egress, "_permitted_socket", make)
+    return begun
+
+
+async def breaks_off(_reader: Reader, writer: Writer) -> None:
+    writer.transport.abort()
+
+
+async def test_each_address_that_refuses_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses = [f"127.0.0.{n}" for n in range(1, 9)]
+    begun = resolving(monkeypatch, *addresses)
+    refused = await attempt(f"http://hooks.example.com:{free_port()}/")
+    assert refused.kind is FailureKind.CONNECT
+    assert begun == addresses
+
+
+async def test_an_attempt_makes_sixteen_connects_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Hostile(breaks_off) as receiver:
+        begun = resolving(monkeypatch, *(f"127.0.0.{n}" for n in range(8, 0, -1)))
+        outcome = await attempt(f"https://hooks.example.com:{receiver.port}/")
+    assert isinstance(outcome, Failed)
+    assert len(begun) <= 16
+
+
+async def test_where_one_address_breaks_off_the_handshake_the_next_is_tried(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = resolving(monkeypatch, "127.0.0.2", "127.0.0.1")
+    broken = Hostile(breaks_off)
+    broken.host = "127.0.0.2"
+    async with Recorder(tls=authority.server("hooks.example.com")) as receiver:
+        broken.port = receiver.port
+        async with broken:
+            outcome = await attempt(
+                f"https://hooks.example.com:{receiver.port}/", tls=TlsFiles(authority.ca_file)
+            )
+    assert isinstance(outcome, Answered)
+    assert begun == ["127.0.0.2", "127.0.0.1"]
 
 
 async def test_plain_http_and_other_ports_are_forbidden_unless_allowed() -> None:

@@ -44,6 +44,7 @@ BODY_KEPT = 2048  # bytes of an answer's body
 _END_OF_HEAD = re.compile(rb"\n\r?\n")
 _SEAM = 2  # bytes of a head that may belong to its end, which comes with the next piece
 _ADDRESSES = 8  # of a family: a name may have thousands, each worth a connect
+_CONNECTS = 2 * _ADDRESSES  # of an attempt
 _FAREWELL = 1.0  # seconds
 _SEVERAL = "Multiple exceptions: "  # of aiohappyeyeballs
 _NUMBER = re.compile(r"\[Errno (\d+)\]")
@@ -54,7 +55,7 @@ class Observation:
     """What the sockets saw of one attempt; written by them, read by the sender."""
 
     __slots__ = (
-        "answering", "connected", "forbidden", "garbled", "permitted", "protocol", "reused", "status",
+        "answering", "connected", "connects", "forbidden", "garbled", "permitted", "protocol", "reused", "status",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -62,6 +63,8 @@ class Observation:
         """Why addresses were refused."""
         self.permitted = False
         """An address was allowed, and a connect begun."""
+        self.connects = 0
+        """How many connects were begun."""
         self.connected = False
         """A connection was there, with TLS if that is spoken."""
         self.reused = False
@@ -261,7 +264,7 @@ class EgressConnector(aiohttp.TCPConnector):
             ttl_dns_cache=_DNS_TTL,
             dns_cache_max_size=_DNS_CACHED_NAMES,
             keepalive_timeout=_KEEP_ALIVE,
-            socket_factory=None if rules is None else partial(_permitted_socket, rules),
+            socket_factory=partial(_permitted_socket, rules),
         )
         self._factory: Any = partial(WatchedProtocol, self._loop)
         self._proxy = proxy
@@ -280,6 +283,30 @@ class EgressConnector(aiohttp.TCPConnector):
         to_proxy = super()._update_proxy_auth_header_and_build_proxy_req(req)
         to_proxy._ssl = True  # noqa: SLF001 - aiohttp gives it those of `req`, and has no setting for it
         return to_proxy
+
+    async def _wrap_create_connection(
+        self, *args: Any, addr_infos: list[Any], **options: Any
+    ) -> Any:
+        """Connect to one of `addr_infos`; after a failure leave those in it that are worth another connect.
+
+        aiohttp tries all but the first again until none is left, whether it was the connects that failed or
+        the handshake at one that succeeded.
+        """
+        factory, *others = args
+        made = []
+
+        def make() -> Any:
+            made.append(factory())
+            return made[0]
+
+        try:
+            return await super()._wrap_create_connection(
+                make, *others, addr_infos=addr_infos, **options
+            )
+        except (aiohttp.ClientConnectorError, TimeoutError):
+            left = _CONNECTS - observation.get().connects if made else 0
+            del addr_infos[max(left, 0) :]
+            raise
 
     async def reach(
         self,
@@ -347,18 +374,19 @@ def os_errors(error: BaseException) -> set[int]:
     return found
 
 
-def _permitted_socket(rules: EgressRules, address: tuple[Any, ...]) -> socket.socket:
+def _permitted_socket(rules: EgressRules | None, address: tuple[Any, ...]) -> socket.socket:
     """Make a socket for an `addrinfo` tuple where the rules allow its address.
 
     aiohttp understands only an `OSError` with a number here, and loses its text on the way.
     """
     family, kind, protocol, _, (ip, port, *_) = address
     attempt = observation.get()
-    reason = rules.check(ip, port)
+    reason = None if rules is None else rules.check(ip, port)
     if reason is not None:
         attempt.forbidden.append(reason)
         raise OSError(errno.EACCES, reason)
     attempt.permitted = True
+    attempt.connects += 1
     return socket.socket(family, kind, protocol)
 
 
