@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,7 +17,7 @@ import pytest
 from pamqp.commands import Basic
 
 from service.broker import codec, parked, rejected, topology
-from service.broker.deliveries import consume
+from service.broker.deliveries import Delivered, consume
 from service.broker.opening import Address
 from service.broker.parked import CHUNK, IDLE, Parked, ParkedQueue, Place, Stays, connected
 from service.broker.wire import Undecodable, head_frames
@@ -634,6 +635,57 @@ async def test_what_another_takes_meanwhile_is_told_to_be_unseen(it, monkeypatch
 
         monkeypatch.setattr(parked, "consume", after_another_took_three)
         assert await ParkedQueue(connection, name).look(lambda _: True) == 3
+
+
+class _Strays:
+    """A channel to a queue of ten, of which others hold most; `work` takes it for the connection as well."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self.closing = asyncio.get_running_loop().create_future()
+        self.sink: Callable[[Delivered], None]
+        self.consumers = self.last = 0
+        self.published: set[int] = set()
+        self.acked: set[int] = set()
+
+    async def channel(self, **_: Any) -> Any:
+        return self
+
+    def deliver(self, *numbers: int) -> None:
+        for self.last in numbers:
+            self.sink(Delivered(self.last, False, "", "", Basic.Properties(), b"%d" % self.last))
+
+    async def consume(self, _: Any, __: str, sink: Callable[[Delivered], None], ___: int) -> str:
+        self.sink, self.consumers = sink, self.consumers + 1
+        self.deliver(*{1: (1, 2), 2: (4,)}.get(self.consumers, ()))
+        return f"consumer-{self.consumers}"
+
+    async def queue_declare(self, _: str, **__: Any) -> Any:
+        if self.last == 2:  # the look whether the broker lives: another gives one back meanwhile
+            self.deliver(3)
+        return SimpleNamespace(message_count=10)
+
+    async def basic_publish(self, body: bytes, **_: Any) -> None:
+        self.published.add(int(body))
+
+    async def basic_ack(self, tag: int, *, multiple: bool = False, **_: Any) -> None:
+        self.acked |= set(range(1, tag + 1)) if multiple else {tag}
+
+    async def basic_cancel(self, _: str) -> None:
+        pass
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
+async def test_a_message_that_comes_after_a_walk_has_stopped_waiting_for_it_is_not_acked(
+    monkeypatch,
+):
+    monkeypatch.setattr(parked, "IDLE", 0.05)
+    strays: Any = _Strays()
+    monkeypatch.setattr(parked, "consume", strays.consume)
+    assert await ParkedQueue(strays, "q").work(lambda _: False, lambda _: None, None) == 0
+    assert strays.acked == strays.published == {1, 2, 4}
 
 
 async def test_what_was_dealt_with_is_gone_when_the_command_has_ended(it):
