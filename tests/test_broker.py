@@ -11,6 +11,7 @@ import aio_pika
 import pika  # type: ignore[import-untyped]
 import pytest
 from aiormq.abc import AbstractConnection
+from aiormq.channel import Channel
 from pamqp.common import FieldValue
 from yarl import URL
 
@@ -23,6 +24,7 @@ from service.broker.opening import Address, open_connection
 from service.broker.publisher import Confirmed, Publisher, Unconfirmed
 from service.clock import SystemClock
 from service.errors import ConfigurationError, TopologyError
+from tests.faults.proxy import Link, Method, Proxy, Seen
 
 
 class Lines:
@@ -467,6 +469,44 @@ async def test_a_right_to_write_that_is_missing_is_told_before_anything_is_worke
         )
         assert not it.got
     assert await depth(amqp_url, f"{prefix}.delay.00") == 0
+
+
+async def test_rights_to_write_are_checked_in_a_few_round_trips(amqp_url, prefix, events_exchange):
+    wanted = topology.topology(prefix, events_exchange, ["#"])
+    answers: list[Method] = []
+
+    def count(_: Link, seen: Seen, to_broker: bool) -> bool:  # noqa: FBT001
+        if not to_broker:
+            answers.append(seen.method)
+        return True
+
+    async with raw(amqp_url) as connection:
+        await topology.declare(connection, wanted)
+    async with Proxy(URL(amqp_url).port or 5672) as proxy, raw(proxy.url) as connection:
+        proxy.watch = count
+        await topology.check_writing(connection, wanted)
+    assert (
+        len(answers) == 5
+    )  # to channel.open, tx.select, tx.rollback, channel.close, connection.close
+
+
+async def test_an_exchange_that_refuses_is_named_also_while_the_others_are_being_written(
+    amqp_url, prefix, events_exchange, monkeypatch
+):
+    wanted = topology.topology(prefix, events_exchange, ["#"])
+    usual = Channel.basic_publish
+
+    async def slowly(channel: Channel, *what: Any, exchange: str, **more: Any) -> Any:
+        if exchange == f"{prefix}.delay.00":
+            await until(lambda: channel.is_closed)
+        return await usual(channel, *what, exchange=exchange, **more)
+
+    async with raw(amqp_url) as connection:
+        await topology.declare(connection, wanted)
+        monkeypatch.setattr(Channel, "basic_publish", slowly)
+        await (await connection.channel()).exchange_delete(f"{prefix}.rejected")
+        with pytest.raises(TopologyError, match=f"refuses '{prefix}.rejected': NOT_FOUND"):
+            await topology.check_writing(connection, wanted)
 
 
 async def test_a_broker_with_small_frames_is_refused_with_what_to_do(

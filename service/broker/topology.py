@@ -13,7 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiormq.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
+from aiormq.exceptions import (
+    AMQPChannelError,
+    ChannelInvalidStateError,
+    ChannelNotFoundEntity,
+)
 from pamqp.common import FieldValue
 
 from service.core import ladder
@@ -268,15 +272,23 @@ async def check_writing(connection: AbstractConnection, wanted: Topology) -> Non
     ours = [one.name for one in wanted.exchanges if one.name not in of_others]
     if not ours:
         return
-    channel, name = await connection.channel(publisher_confirms=False), ""
+    channel = await connection.channel(publisher_confirms=False)
     try:
         await channel.tx_select()
-        for name in ours:
-            await channel.basic_publish(b"", exchange=name)
+        try:
+            for name in ours:  # none is answered: a broker that is far away is asked as well
+                await channel.basic_publish(b"", exchange=name)
             await channel.tx_rollback()
+        except ChannelInvalidStateError:  # refused while the others were being written
+            await channel.closing
     except AMQPChannelError as error:
-        raise _refused(name, error) from error
+        raise _refused(_named_in(error, ours), error) from error
     await channel.close()
+
+
+def _named_in(error: AMQPChannelError, names: Sequence[str]) -> str:
+    """Return which of the exchanges the broker's error is about."""
+    return next((name for name in names if f"'{name}'" in _text(error)), "a publish")
 
 
 async def _exists(connection: AbstractConnection, exchange: str) -> bool:
