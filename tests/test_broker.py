@@ -12,19 +12,23 @@ import pika  # type: ignore[import-untyped]
 import pytest
 from aiormq.abc import AbstractConnection
 from aiormq.channel import Channel
+from pamqp import commands
 from pamqp.common import FieldValue
 from yarl import URL
 
+from service import publish as producer
 from service.broker import connection as supervised
 from service.broker import publisher as publishing
 from service.broker import topology
-from service.broker.connection import Broker
+from service.broker.connection import Broker, Session
 from service.broker.consumer import Handler, Lane, Message
 from service.broker.opening import Address, open_connection
 from service.broker.publisher import Confirmed, Publisher, Unconfirmed
 from service.clock import SystemClock
 from service.errors import ConfigurationError, TopologyError
-from tests.faults.proxy import Link, Method, Proxy, Seen
+from tests.faults.proxy import CANCEL_OK, Link, Method, Proxy, Seen
+
+CHANNEL_CLOSE, CHANNEL_CLOSE_OK = (20, 40), (20, 41)
 
 
 class Lines:
@@ -507,6 +511,63 @@ async def test_an_exchange_that_refuses_is_named_also_while_the_others_are_being
         await (await connection.channel()).exchange_delete(f"{prefix}.rejected")
         with pytest.raises(TopologyError, match=f"refuses '{prefix}.rejected': NOT_FOUND"):
             await topology.check_writing(connection, wanted)
+
+
+async def test_a_drain_goes_on_though_the_broker_is_late_to_say_that_it_sends_no_more(
+    amqp_url, prefix, events_exchange, monkeypatch
+):
+    monkeypatch.setattr(supervised, "CLOSE_TIMEOUT", 0.1)
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slowly(message: Message) -> None:
+        begun.set()
+        await may_end.wait()
+        message.ack()
+
+    async with Proxy(URL(amqp_url).port or 5672) as proxy:
+        proxy.watch = lambda _, seen, __: seen.method != CANCEL_OK
+        async with rig(proxy.url, prefix, events_exchange, slowly) as it:
+            await until(lambda: it.broker.consuming)
+            await send(amqp_url, events_exchange, b"1")
+            await begun.wait()
+            await it.broker.stop_consuming()
+            may_end.set()
+            await it.lane.drained()
+            assert not it.log.of("broker.disconnected")
+    assert await depth(amqp_url, f"{prefix}.intake") == 0
+
+
+@pytest.mark.parametrize("by", ["the dispatcher", "a producer"])
+async def test_a_channel_whose_close_is_answered_late_is_closed_once(amqp_url, monkeypatch, by):
+    monkeypatch.setattr(supervised, "CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(producer, "_CLOSE_TIMEOUT", 0.1)
+    closes: list[int] = []
+    answers: list[Link] = []
+
+    def hold_back(link: Link, seen: Seen, _: bool) -> bool:  # noqa: FBT001
+        closes.extend([seen.channel] * (seen.method == CHANNEL_CLOSE))
+        if seen.method == CHANNEL_CLOSE_OK and not answers:
+            answers.append(link)
+            return False
+        return True
+
+    async with Proxy(URL(amqp_url).port or 5672) as proxy, raw(proxy.url) as connection:
+        proxy.watch = hold_back
+        session = Session(connection, connection)
+        channel = await session.to_consume()
+        closing = asyncio.create_task(
+            session.let_go(channel)
+            if by == "the dispatcher"
+            else producer._close_after(channel, set())
+        )
+        await asyncio.wait([closing], timeout=0.5)
+        await connection.channel()  # whatever was written before has passed now
+        assert closes == [channel.number]
+        answers[0].tell_client(channel.number, commands.Channel.CloseOk())
+        await until(lambda: channel.is_closed)
+        await closing
+        await connection.channel()
+        assert session.lost.done() == (by == "a producer")  # it is told of those that it let go
 
 
 async def test_a_broker_with_small_frames_is_refused_with_what_to_do(

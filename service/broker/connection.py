@@ -28,6 +28,7 @@ from service.broker.opening import (
     close_connection,
     error_text,
     open_connection,
+    wait_for_answer,
 )
 from service.broker.publisher import Publisher
 from service.clock import Clock
@@ -107,9 +108,7 @@ class Session:
     async def let_go(self, channel: AbstractChannel) -> None:
         """Close a channel that is needed no longer; its end is not the session's."""
         self._let_go.add(channel)
-        with suppress(BrokerError), broker_errors():
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                await channel.close()
+        await wait_for_answer(channel.close(), CLOSE_TIMEOUT)
 
     async def close(self) -> None:
         """Close both connections, politely if they still answer."""
@@ -177,7 +176,7 @@ class Broker:
     async def stop_consuming(self) -> None:
         """Take no more messages, and go on publishing and acking."""
         self._stopping = True
-        await asyncio.gather(*map(_stop, self._lanes))
+        await asyncio.gather(*(wait_for_answer(one.stop(), CLOSE_TIMEOUT) for one in self._lanes))
 
     def doubt(self, queue: str) -> bool:
         """Give the session up, as the delay ladder has a gap: the next one declares it, or tells what is missing.
@@ -335,12 +334,6 @@ def _see_frames(connection: AbstractConnection) -> None:
             f"the broker takes no frames of more than {largest} bytes: set its frame_max to {FRAME_LEAST}"
             " (the default) or more"
         )
-
-
-async def _stop(lane: Lane) -> None:
-    with suppress(BrokerError), broker_errors():
-        async with asyncio.timeout(CLOSE_TIMEOUT):
-            await lane.stop()
 
 
 def _why(closed: "asyncio.Future[Any]") -> str:

@@ -5,11 +5,11 @@ Each of these is bounded, and none of the texts shows a password.
 
 import asyncio
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import aio_pika
 from aiormq.abc import AbstractConnection
@@ -130,6 +130,25 @@ async def close_connection(connection: AbstractConnection | aio_pika.Connection)
     with suppress(BrokerError), broker_errors():
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await connection.close()
+
+
+_left_alone: set["asyncio.Task[None]"] = set()
+
+
+async def wait_for_answer(call: Coroutine[Any, Any, Any], seconds: float) -> None:
+    """Wait so many seconds for a call to the broker, and let it go on where the answer is late.
+
+    The library closes the channel of a call that is cancelled, and closes one twice that way.
+    """
+    calling = asyncio.create_task(_ended(call))
+    _left_alone.add(calling)
+    calling.add_done_callback(_left_alone.discard)
+    await asyncio.wait([calling], timeout=seconds)
+
+
+async def _ended(call: Coroutine[Any, Any, Any]) -> None:
+    with suppress(BrokerError), broker_errors():
+        await call
 
 
 def error_text(error: BaseException) -> str:
