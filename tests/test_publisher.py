@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pamqp.commands import Basic
 
-from service.broker import publisher
+from service.broker import publisher, publishes
 from service.broker.publisher import GATHER, Confirmed, Publisher, Refused, Unconfirmed
 from service.broker.publishes import PublishChannel
 from service.errors import BrokerError
@@ -177,3 +177,24 @@ async def test_what_a_dispatcher_publishes_gathers_on_every_channel(monkeypatch)
     await session.wire.answer(Basic.Ack(1), channel=2)
     await session.wire.answer(Basic.Ack(2))
     assert [await refused, await slow] == [Confirmed(), Confirmed()]
+
+
+async def test_no_channel_is_opened_while_an_alarm_is_up_and_what_it_takes_does_not_count(
+    monkeypatch,
+):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(publishes, "_now", lambda: clock.now)
+    session = Session()
+    it = await session.publisher(patience=60.0)
+    refused = publishing(it)
+    await turns()
+    it.blocked, clock.now = True, 600.0
+    await session.wire.answer(Basic.Nack(1))
+    await until(lambda: session.wire.published() == 2)
+    assert session.opened == 1
+    it.blocked = False
+    await session.wire.answer(Basic.Nack(2))
+    await until(partial(sent_over_the_second, session, 1))
+    await session.wire.answer(Basic.Ack(1), channel=2)
+    assert await refused == Confirmed()
+    assert not session.failures

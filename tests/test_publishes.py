@@ -13,8 +13,9 @@ from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
+from service.broker import publishes
 from service.broker.deliveries import DeliveryReader, DeliveryTransport, register
-from service.broker.publishes import BUFFERED, Answer, PublishChannel
+from service.broker.publishes import BUFFERED, Alarm, Answer, PublishChannel
 from service.broker.wire import Undecodable, body_frames, head_frames, properties
 
 
@@ -144,13 +145,11 @@ class Wire:
 class Rig:
     def __init__(self, timeout: float = 60.0, gather: float = 0.0) -> None:
         self.wire = Wire()
-        self.blocked = False
+        self.alarm = Alarm()
         self.failures: list[str] = []
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         channel: Any = SimpleNamespace(number=1, connection=self.wire, closing=self.closing)
-        self.channel = PublishChannel(
-            channel, timeout, lambda: self.blocked, self.failures.append, gather
-        )
+        self.channel = PublishChannel(channel, timeout, self.alarm, self.failures.append, gather)
 
     def publish(self, count: int = 1, body: bytes = b"x") -> list["asyncio.Future[Answer]"]:
         return [self.channel.publish("x", "a.b", body, Basic.Properties()) for _ in range(count)]
@@ -327,14 +326,36 @@ async def test_what_is_not_answered_in_time_ends_the_channel():
 
 async def test_nothing_is_late_while_the_broker_is_blocked():
     it = Rig(0.05)
-    it.blocked = True
+    it.alarm.note(is_up=True)
     publishes = it.publish(2)
     done, _ = await asyncio.wait(publishes, timeout=0.3)
     assert not done
-    it.blocked = False
+    it.alarm.note(is_up=False)
     await it.wire.answer(Basic.Ack(1))
     await asyncio.wait(publishes, timeout=5)
     assert answers(publishes) == [TAKEN, UNKNOWN]
+
+
+async def test_what_was_published_before_an_alarm_has_its_whole_time_after_it(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(publishes, "_now", lambda: clock.now)
+    it = Rig(60.0)
+    waiting = it.publish()
+    for clock.now, is_up in ((59.0, True), (119.0, False)):
+        it.alarm.note(is_up=is_up)
+    for clock.now, answer in ((120.0, None), (179.0, UNKNOWN)):
+        it.channel._look()
+        assert answers(waiting) == [answer]
+
+
+def test_the_quiet_time_leaves_alarms_out(monkeypatch):
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(publishes, "_now", lambda: clock.now)
+    alarm, told = Alarm(), []
+    for clock.now, is_up in ((105.0, True), (107.0, True), (110.0, False), (111.0, False)):
+        alarm.note(is_up=is_up)
+        told.append(alarm.quiet_time())
+    assert told == [105.0, 105.0, 105.0, 106.0]
 
 
 async def test_a_publish_that_nobody_waits_for_any_longer_is_not_late():

@@ -14,7 +14,7 @@ from typing import Final, Protocol, assert_never
 from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
-from service.broker.publishes import Answer, PublishChannel
+from service.broker.publishes import Alarm, Answer, PublishChannel
 from service.errors import BrokerError
 
 MAX_UNCONFIRMED: Final = 512
@@ -81,7 +81,16 @@ class Publisher:
         self._retiring: dict[PublishChannel, asyncio.Task[None]] = {}
         self._changing = asyncio.Lock()
         self._changed_at = float("-inf")
-        self.blocked = False
+        self._alarm = Alarm()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes no publishes now; who watches it writes it down here."""
+        return self._alarm.is_up
+
+    @blocked.setter
+    def blocked(self, is_blocked: bool) -> None:
+        self._alarm.note(is_up=is_blocked)
 
     async def use(self, channels: Channels, on_failure: Callable[[str], None]) -> None:
         """Publish over channels of this session from now on.  Raises BrokerError where it opens none."""
@@ -115,7 +124,7 @@ class Publisher:
         every few seconds; or for `patience` seconds only, after which it is `Refused`.
         """
         async with self._room:
-            begun = asyncio.get_running_loop().time()
+            begun = self._alarm.quiet_time()
             while True:
                 channel = self._channel
                 if channel is None:
@@ -129,7 +138,7 @@ class Publisher:
                         pass
                     case other:
                         assert_never(other)
-                refused_for = asyncio.get_running_loop().time() - begun
+                refused_for = self._alarm.quiet_time() - begun
                 if patience is not None and refused_for > patience:
                     return Refused()
                 if refused_for > self._timeout:
@@ -139,15 +148,17 @@ class Publisher:
                 await self._change(channel)
 
     def _on(self, channel: AbstractChannel) -> PublishChannel:
-        return PublishChannel(
-            channel, self._timeout, lambda: self.blocked, self._on_failure, self._gather
-        )
+        return PublishChannel(channel, self._timeout, self._alarm, self._on_failure, self._gather)
 
     async def _change(self, refusing: PublishChannel) -> None:
-        """Go on over another channel than one that refuses, unless somebody has seen to that."""
+        """Go on over another channel than one that refuses, unless somebody has seen to that.
+
+        While an alarm is up the broker would open none.
+        """
         loop = asyncio.get_running_loop()
         async with self._changing:
-            if self._channel is not refusing or loop.time() < self._changed_at + CHANGE_EVERY:
+            is_soon = loop.time() < self._changed_at + CHANGE_EVERY
+            if self._channel is not refusing or is_soon or self.blocked:
                 return
             try:
                 channel = await self._channels.to_publish()

@@ -38,6 +38,35 @@ class Answer(Enum):
     """Nobody knows, nor ever will."""
 
 
+class Alarm:
+    """Whether the broker takes no publishes now, and when it last did not; needs a running loop to change."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._lasted = 0.0
+        self.over_at = float("-inf")
+        """When the last one ended, by the loop's clock."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is one now."""
+        return self._since is not None
+
+    def note(self, *, is_up: bool) -> None:
+        """Take in whether there is one now."""
+        now = _now()
+        if is_up and self._since is None:
+            self._since = now
+        elif not is_up and self._since is not None:
+            self._lasted += now - self._since
+            self._since, self.over_at = None, now
+
+    def quiet_time(self) -> float:
+        """Return seconds by a clock that stands still while there is one."""
+        now = _now()
+        return now - self._lasted - (0.0 if self._since is None else now - self._since)
+
+
 @dataclass(slots=True, eq=False)
 class _Publish:
     """A publish without an answer, since `since` by the loop's clock."""
@@ -50,7 +79,7 @@ class PublishChannel:
     """A channel with confirms, which nobody else publishes on: the broker counts publishes, and so do we.
 
     `on_failure` is called once, with the reason, when publishes can no longer be told apart from lost
-    ones: one was returned, or was not answered for `timeout` seconds in which `is_blocked` was not true.
+    ones: one was returned, or was not answered for `timeout` seconds without an alarm, counted anew from the end of one.
 
     `gather` is for how many seconds a publish waits for others, to leave with them: what comes together
     costs RabbitMQ less, here and at each level of the delay ladder.
@@ -60,7 +89,7 @@ class PublishChannel:
         self,
         channel: AbstractChannel,
         timeout: float,
-        is_blocked: Callable[[], bool],
+        alarm: Alarm,
         on_failure: Callable[[str], None],
         gather: float = 0.0,
     ) -> None:
@@ -68,7 +97,7 @@ class PublishChannel:
         self._number = channel.number
         self._frame_max = channel.connection.connection_tune.frame_max or 0
         self._timeout = timeout
-        self._is_blocked = is_blocked
+        self._alarm = alarm
         self._on_failure = on_failure
         self._gather = gather
         self._loop = asyncio.get_running_loop()
@@ -79,7 +108,6 @@ class PublishChannel:
         self._is_due = False
         self._sending: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._unblocked = 0.0
         self._is_ended = False
         self.ended = ""
         """Why nothing more is published here."""
@@ -91,7 +119,7 @@ class PublishChannel:
     ) -> "asyncio.Future[Answer]":
         """Publish, mandatory, and return the answer to come.  Raises what it likes for what cannot be encoded."""
         head = head_frames(self._number, exchange, routing_key, properties, len(body))
-        publish = _Publish(self._loop.create_future(), self._loop.time())
+        publish = _Publish(self._loop.create_future(), _now())
         if self._is_ended:
             publish.answer.set_result(Answer.UNKNOWN)
             return publish.answer
@@ -192,18 +220,22 @@ class PublishChannel:
 
     def _look(self) -> None:
         """Look for publishes that the broker has left unanswered for too long: one timer for all."""
-        now = self._loop.time()
-        if self._is_blocked():
-            self._unblocked = now + self._timeout  # then the broker has had time for them
+        now = _now()
         oldest = min((p.since for p in self._waiting if not p.answer.done()), default=None)
         self._timer = None
         if oldest is None:
             return
-        due = max(oldest + self._timeout, self._unblocked)
+        # After an alarm the broker has time for those of before.
+        since = now if self._alarm.is_up else max(oldest, self._alarm.over_at)
+        due = since + self._timeout
         if due <= now:
             self.fail("a publish was not confirmed in time")
         else:
             self._timer = self._loop.call_at(due, self._look)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _text(error: Exception) -> str:

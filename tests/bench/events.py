@@ -18,7 +18,7 @@ from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
 from service.broker.opening import Address, open_connection
-from service.broker.publishes import Answer, PublishChannel
+from service.broker.publishes import Alarm, Answer, PublishChannel
 from service.broker.topology import Arguments
 from service.core.decode import Incoming
 from service.core.encode import encode
@@ -41,7 +41,7 @@ class Feed:
     ) -> None:
         self._connection = connection
         self._channel = channel
-        self._publishes = PublishChannel(publishing, _CONFIRM_TIMEOUT, lambda: False, self._fail)
+        self._publishes = PublishChannel(publishing, _CONFIRM_TIMEOUT, Alarm(), self._fail)
         self._failure = ""
         self._unconfirmed = 0
         self._fewer = asyncio.Event()
