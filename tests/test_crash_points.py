@@ -37,7 +37,7 @@ from service import dispatch, prepared
 from service.broker import codec, rejected, topology
 from service.broker.opening import TROUBLE, Address
 from service.broker.outbox import Outbox
-from service.broker.parked import Parked, ParkedQueue, connected
+from service.broker.parked import Choose, Parked, ParkedQueue, Route, Why, connected
 from service.broker.publishes import Answer, PublishChannel
 from service.core import health
 from service.core.delivery import (
@@ -51,6 +51,7 @@ from service.core.delivery import (
 from service.core.event import Event
 from service.core.subscription import RetryPolicy, Subscription, Target
 from service.dispatch import Dispatcher
+from service.errors import DispatcherError
 from service.prepared import Prepared
 from service.redrive import Wanted, redrive_dead_letter, redrive_rejected, tell_dead_letter
 from service.webhook.formats import render
@@ -322,11 +323,11 @@ class Course(World):
 
 
 def _succeeded(command: "asyncio.Task[None]") -> bool:
-    """Tell whether a command did what it was told; where the broker failed, it is given again."""
+    """Tell whether a command did what it was told; where the broker failed or refused, it is given again."""
     if command.cancelled():
         return False
     error = command.exception()
-    assert error is None or isinstance(error, TROUBLE), error
+    assert error is None or isinstance(error, (*TROUBLE, DispatcherError)), error
     return error is None
 
 
@@ -395,17 +396,23 @@ async def redrive(course: Course) -> None:
     """Redrive the dead letters of subscription `a` as the command does; others stay."""
     course.script.clear()
     wanted, route = Wanted(subscription="a"), redrive_dead_letter(NAMES, course.clock.now())
-    async with connected(Address([COMMAND])) as connection:
-        await ParkedQueue(connection, NAMES.dead).work(
-            lambda parked: wanted.fits(*tell_dead_letter(parked, False)), route, None
-        )
+    await walk(NAMES.dead, lambda parked: wanted.fits(*tell_dead_letter(parked, False)), route)
 
 
 async def redrive_everything_rejected(course: Course) -> None:
     """Redrive rejected events."""
+    await walk(NAMES.rejected, lambda _: True, redrive_rejected(NAMES))
+
+
+async def walk(queue: str, chosen: Choose, route: Route) -> None:
+    """Walk a queue; raises DispatcherError, as the command does, where one that was meant stays."""
+    stayed: list[Why] = []
     async with connected(Address([COMMAND])) as connection:
-        route = redrive_rejected(NAMES)
-        await ParkedQueue(connection, NAMES.rejected).work(lambda _: True, route, None)
+        await ParkedQueue(connection, queue).work(
+            chosen, route, None, lambda _, was_meant, why: stayed.extend([why] * was_meant)
+        )
+    if stayed:
+        raise DispatcherError("some were left where they are")
 
 
 DELIVERED, DEAD, REJECTED = Ending

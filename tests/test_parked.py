@@ -14,12 +14,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from aiormq.exceptions import DeliveryError
 from pamqp.commands import Basic
 
 from service.broker import codec, parked, rejected, topology
 from service.broker.deliveries import Delivered, consume
 from service.broker.opening import Address
-from service.broker.parked import CHUNK, IDLE, Parked, ParkedQueue, Place, Stays, connected
+from service.broker.parked import CHUNK, IDLE, Parked, ParkedQueue, Place, Stays, Why, connected
 from service.broker.wire import Undecodable, head_frames
 from service.core import ladder
 from service.core.decode import Incoming, decode
@@ -546,6 +547,60 @@ async def test_what_could_not_be_written_again_as_it_is_stays_and_is_in_nobodys_
     assert sorted(map(_id, await it.parked("rejected"))) == ["e0", "e1", f"e{CHUNK}"]
     assert await depth(it, "intake") == 2 * CHUNK - 2
     assert "purged: 3" in await it.command("rejected", "purge")
+
+
+async def test_letters_keep_their_places_where_their_queue_is_full_and_the_chosen_ones_are_dealt_with(
+    it, node
+):
+    await bury(it, *(delivery(number, "b") for number in range(3)))
+    await bury_at_once(it, 597)
+    # Full until a fifth is gone, in which those that a walk holds do not count.
+    policy = json.dumps({"max-length": 600, "overflow": "reject-publish"})
+    node.ctl("set_policy", "full", rf"^{it.prefix}\.dead$", policy, "--apply-to", "queues")
+    whys: set[Why] = set()
+    try:
+        await until(lambda: _is_refused(it, "dead"))
+        before = await depth(it, "dead")
+        async with connected(Address([it.amqp_url])) as connection:
+            queue = ParkedQueue(connection, f"{it.prefix}.dead")
+            await queue.work(lambda _: False, lambda _: None, None, lambda *left: whys.add(left[2]))
+        assert whys == {Why.FULL}
+        assert "redriven: 3" in await it.command("dead", "redrive", "--subscription", "b")
+        assert await ids(it, "--subscription", "b") == []
+        assert await depth(it, "deliveries") == 3
+        assert await depth(it, "dead") == before - 3
+    finally:
+        node.ctl("clear_policy", "full")
+
+
+async def test_a_letter_stays_where_the_queue_that_it_would_go_to_refuses_it(it, node):
+    policy = json.dumps({"max-length": 1, "overflow": "reject-publish"})
+    node.ctl("set_policy", "full", rf"^{it.prefix}\.deliveries$", policy, "--apply-to", "queues")
+    try:
+        async with connected(Address([it.amqp_url])) as connection:
+            channel = await connection.channel()
+            await channel.basic_publish(b"x", exchange=f"{it.prefix}.deliveries")
+        await until(lambda: _is_refused(it, "deliveries"))
+        await bury(it, delivery(1), delivery(2))
+        before = await depth(it, "deliveries")
+        told = await it.command("dead", "redrive", status=1)
+        assert "redriven: 0" in told
+        assert "a queue refuses them" in told
+        assert sorted(await ids(it)) == ["00001", "00002"]
+        assert await depth(it, "deliveries") == before
+    finally:
+        node.ctl("clear_policy", "full")
+
+
+async def _is_refused(it: Station, name: str) -> bool:
+    """Tell whether a queue is full by now; a policy takes a moment, and what is taken meanwhile is taken out."""
+    async with connected(Address([it.amqp_url])) as connection:
+        channel = await connection.channel()
+        try:
+            await channel.basic_publish(b"more", exchange=f"{it.prefix}.{name}")
+        except DeliveryError:
+            return True
+        return False
 
 
 def _id(line: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 Looking holds messages and gives every one of them back, in place.  Working walks the queue once, over at
 most as many messages as it held at the start: what matches is dealt with, what does not goes back to the
-tail.  What could not be published again as it is stays where it lies.  The law here: a message is acked
+tail.  What could not be published again as it is, or is refused, stays where it lies.  The law here: a message is acked
 only after its copy is confirmed; a crash, or a connection that is lost, doubles a chunk at worst.
 """
 
@@ -11,11 +11,12 @@ from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 from itertools import compress
 from typing import Final
 
 from aiormq.abc import AbstractChannel, AbstractConnection
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import ChannelNotFoundEntity, DeliveryError
 from pamqp.commands import Basic
 
 from service.broker.deliveries import Delivered, consume
@@ -59,18 +60,31 @@ class Place:
     properties: Basic.Properties
 
 
+class Why(Enum):
+    """Why a message is left where it lies."""
+
+    LOSES = auto()
+    """Published again it would lose headers, or it has lost them."""
+    FULL = auto()
+    """Its own queue takes no copy of it, and so it keeps its place."""
+    REFUSED = auto()
+    """A queue on its way refuses it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Stays:
-    """A message is left where it lies: published again it would lose headers, or it has lost them."""
+    """A message is left where it lies."""
+
+    why: Why = Why.LOSES
 
 
 Choose = Callable[[Parked], bool]
 Route = Callable[[Parked], Place | Stays | None]
-Left = Callable[[Parked, bool], None]
-"""Is told of each message that is left where it lies, and whether it was a chosen one."""
+Left = Callable[[Parked, bool, Why], None]
+"""Is told of each message that is left where it lies, whether it was a chosen one, and why."""
 
 
-def _nobody(_: Parked, __: bool) -> None:  # noqa: FBT001
+def _nobody(_: Parked, __: bool, ___: Why) -> None:  # noqa: FBT001
     """Tell nobody."""
 
 
@@ -207,15 +221,15 @@ class ParkedQueue:
         parked = _parked(message)
         matches = chosen(parked)
         place = route(parked) if matches else self._tail(parked)
+        if isinstance(place, Place) and not await self._publish(channel, message.body, place):
+            place = Stays(Why.REFUSED if matches else Why.FULL)
         if isinstance(place, Stays):
-            left_alone(parked, matches)  # not acked, it goes back when the channel is closed
+            left_alone(parked, matches, place.why)  # not acked, it goes back with the channel
             return None
-        if place is not None:
-            await self._publish(channel, message.body, place)
         return matches
 
-    async def _publish(self, channel: AbstractChannel, body: bytes, place: Place) -> None:
-        """Publish a message and wait for the confirm.  Raises BrokerError where none comes."""
+    async def _publish(self, channel: AbstractChannel, body: bytes, place: Place) -> bool:
+        """Publish a message and tell whether the broker took it.  Raises BrokerError where it does not answer."""
         try:
             async with asyncio.timeout(ANSWER):
                 await channel.basic_publish(
@@ -225,8 +239,11 @@ class ParkedQueue:
                     properties=place.properties,
                     mandatory=True,
                 )
+        except DeliveryError:
+            return False
         except TimeoutError as error:
             raise BrokerError(await self._why_no_confirm()) from error
+        return True
 
     async def _why_no_confirm(self) -> str:
         try:

@@ -7,7 +7,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ import click
 from aiormq.exceptions import AMQPChannelError
 
 from service.broker.opening import TROUBLE, Address
-from service.broker.parked import Parked, ParkedQueue, Place, Route, Stays, connected
+from service.broker.parked import Parked, ParkedQueue, Place, Route, Stays, Why, connected
 from service.broker.rejected import EXPIRED
 from service.broker.topology import Names
 from service.commands.terminal import blanked, counted, json_text
@@ -283,35 +283,54 @@ async def _work(
     left.tell()
 
 
+_REASONS = {
+    Why.LOSES: "their headers cannot be written again (undecodable, nested too deep, or too large); purge can throw"
+    " them away",
+    Why.FULL: "their queue is full and takes no copies; they keep their places",
+    Why.REFUSED: "a queue refuses them (it is full, or cannot be written now): try again later",
+}
+
+
+@dataclass(slots=True)
+class _Group:
+    """Messages that were left where they are for one reason; the ids of the first few."""
+
+    count: int = 0
+    ids: list[str] = field(default_factory=list)
+    were_meant: bool = False
+
+
 class _Left:
-    """The messages that were left where they are; the ids of the first few."""
+    """The messages that were left where they are, by the reason."""
 
     def __init__(self, kind: Kind) -> None:
         self._kind = kind
-        self._count = 0
-        self._ids: list[str] = []
-        self._were_meant = False
+        self._groups: dict[Why, _Group] = {}
 
-    def note(self, parked: Parked, was_meant: bool) -> None:  # noqa: FBT001 - a callback
+    def note(self, parked: Parked, was_meant: bool, why: Why) -> None:  # noqa: FBT001 - a callback
         """Take one in."""
-        self._count += 1
-        self._were_meant = self._were_meant or was_meant
+        group = self._groups.setdefault(why, _Group())
+        group.count += 1
+        group.were_meant = group.were_meant or was_meant
         event_id = self._kind.tell(parked, False)[0].get("event_id")
-        if event_id and len(self._ids) < SHOWN_IDS:
-            self._ids.append(blanked(event_id))
+        if event_id and len(group.ids) < SHOWN_IDS:
+            group.ids.append(blanked(event_id))
 
     def tell(self) -> None:
         """Say how many there are; raises DispatcherError where one should have been put back to work."""
-        if not self._count:
-            return
-        ids = f" ({', '.join(self._ids)}{', …' if self._count > len(self._ids) else ''})"
-        line = (
-            f"{counted(self._count, self._kind.what)} left where they are{ids if self._ids else ''}: their headers"
-            " cannot be written again (undecodable, nested too deep, or too large); purge can throw them away"
-        )
-        if self._were_meant:
-            raise DispatcherError(line)
-        click.echo(line, err=True)
+        problems = []
+        for why, group in self._groups.items():
+            more = ", …" if group.count > len(group.ids) else ""
+            ids = f" ({', '.join(group.ids)}{more})" if group.ids else ""
+            line = (
+                f"{counted(group.count, self._kind.what)} left where they are{ids}: {_REASONS[why]}"
+            )
+            if group.were_meant:
+                problems.append(line)
+            else:
+                click.echo(line, err=True)
+        if problems:
+            raise DispatcherError("; ".join(problems))
 
 
 async def _count(
