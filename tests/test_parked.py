@@ -21,7 +21,7 @@ from service.broker import codec, parked, rejected, topology
 from service.broker.deliveries import Delivered, consume
 from service.broker.opening import Address
 from service.broker.parked import CHUNK, IDLE, Parked, ParkedQueue, Place, Stays, Why, connected
-from service.broker.wire import Undecodable, head_frames
+from service.broker.wire import Undecodable, head_frames, whole
 from service.core import ladder
 from service.core.decode import Incoming, decode
 from service.core.delivery import Attempt, Delivery, Reason
@@ -601,6 +601,23 @@ async def _is_refused(it: Station, name: str) -> bool:
         except DeliveryError:
             return True
         return False
+
+
+async def test_numbers_and_long_names_of_headers_survive_a_walk(it):
+    names = ["n" * 254 + end for end in "ab"]
+    theirs: dict[str, Any] = {names[0]: 19.99, names[1]: 1e300, "in": [{names[0]: -0.1}]}
+    rejection = EventRejected("not_json", "no")
+    told = rejected.rejected_properties(
+        Basic.Properties(headers=theirs), "a.b", rejection, time.time()
+    )
+    found: list[Parked] = []
+    async with connected(Address([it.amqp_url])) as connection:
+        channel = await connection.channel()
+        await channel.basic_publish(b"x", exchange=f"{it.prefix}.rejected", properties=whole(told))
+        queue = ParkedQueue(connection, f"{it.prefix}.rejected")
+        await queue.work(lambda _: False, lambda _: None, None)
+        await queue.look(lambda parked: found.append(parked) or True)  # type: ignore[func-returns-value]
+    assert (found[0].properties.headers or {}).items() >= theirs.items()
 
 
 def _id(line: dict[str, Any]) -> str:

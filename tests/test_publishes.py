@@ -16,7 +16,7 @@ from pamqp.header import ContentHeader
 from service.broker import publishes
 from service.broker.deliveries import DeliveryReader, DeliveryTransport, register
 from service.broker.publishes import BUFFERED, Alarm, Answer, PublishChannel
-from service.broker.wire import Undecodable, body_frames, head_frames, properties
+from service.broker.wire import Undecodable, body_frames, head_frames, properties, whole
 
 
 def frames_of(data: bytes) -> list[tuple[int, Any]]:
@@ -80,6 +80,20 @@ def test_properties_are_written_so_that_the_library_reads_them_and_we_do(told, s
     ours = properties(theirs[7 + 12 : -1])
     assert not isinstance(ours.headers, Undecodable)
     assert values_of(ours) == values_of(told)
+
+
+numbers = st.floats(allow_nan=False)
+
+
+@given(numbers, st.text("ab", min_size=129, max_size=255))
+@settings(deadline=None)
+def test_numbers_and_names_are_written_whole_by_us_and_where_the_library_publishes(number, name):
+    inner = [number, {name: number}]
+    told = Basic.Properties(headers={name: number, name[:-1]: inner, "table": {name: inner}})
+    [_, (_, header)] = frames_of(head_frames(7, "events", "a.b", told, 0))
+    assert header.properties.headers == told.headers
+    [(_, header)] = frames_of(frame.marshal(ContentHeader(body_size=0, properties=whole(told)), 7))
+    assert header.properties.headers == told.headers
 
 
 def values_of(told: Basic.Properties) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from service.broker.deliveries import Delivered, consume
 from service.broker.opening import Address, broker_errors, close_connection, open_first
 from service.broker.rejected import can_be_written_again, parked_again
 from service.broker.settler import CATCHES_UP
+from service.broker.wire import whole
 from service.errors import BrokerError
 
 CHUNK: Final = 100
@@ -236,7 +237,7 @@ class ParkedQueue:
                     body,
                     exchange=place.exchange,
                     routing_key=place.routing_key,
-                    properties=place.properties,
+                    properties=whole(place.properties),
                     mandatory=True,
                 )
         except DeliveryError:
