@@ -3,10 +3,14 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from io import BufferedWriter
 from pathlib import Path
 
 import pytest
 
+from service.commands.output import _Output
 from tests.dispatcher import ROOT
 
 BYTES = b'"\xff"'
@@ -93,3 +97,23 @@ def test_an_error_that_no_output_has_is_not_told_as_one() -> None:
     assert len(done.stderr.splitlines()) == 1
     assert "/gone" in done.stderr
     assert "output" not in done.stderr
+
+
+def test_output_that_may_not_block_waits_for_its_reader() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    full = 0
+    with suppress(BlockingIOError):
+        while True:
+            full += os.write(writer, bytes(512))
+    text = b"x" * 1_000_000
+
+    def write() -> None:
+        with BufferedWriter(_Output(writer, "w")) as output:
+            output.write(text)
+
+    with ThreadPoolExecutor() as pool, os.fdopen(reader, "rb") as read:
+        writing = pool.submit(write)
+        wait([writing], timeout=0.2)
+        assert read.read() == bytes(full) + text
+        writing.result()

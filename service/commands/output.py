@@ -6,8 +6,9 @@ Not an `OSError`, which could as well be the broker's connection, or a file.
 import errno
 import io
 import os
+import select
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from service.errors import OutputLost, ReaderGone
 
@@ -19,12 +20,23 @@ class _Output(io.FileIO):
     """A descriptor that raises ReaderGone or OutputLost where it takes no more."""
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        """Write what there is room for; returns how many bytes."""
+        """Write what there is room for, once there is any; returns how many bytes.
+
+        Whoever shares the descriptor may have told it not to block: a shell's other programs, ssh.
+        """
         try:
-            return super().write(data)
+            # None comes where it would block, whatever the types say.
+            while (written := cast("int | None", super().write(data))) is None:
+                self._wait_for_room()
         except OSError as error:
             lost = ReaderGone if error.errno == errno.EPIPE else OutputLost
             raise lost(f"output cannot be written: {error.strerror}") from error
+        return written
+
+    def _wait_for_room(self) -> None:
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLOUT)
+        poll.poll()
 
 
 def watch_output() -> None:
