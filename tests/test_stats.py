@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from service.commands import stats
 from service.commands.histogram import Histogram
-from service.commands.inlet import LINE_LIMIT, Splitter
+from service.commands.inlet import LINE_LIMIT, Inlet, Signals, Splitter
 from service.commands.stats import Wish, print_stats
 from service.commands.table import fitting, table
 from service.commands.tally import MOST, OTHERS, Row, Statistics
@@ -430,3 +430,19 @@ def test_a_table_of_nothing_but_ejections_is_fine() -> None:
     told: list[Row] = list(taken(ejected).rows())
     assert [row.tally.ejections for row in told] == [1, 1]
     assert list(table(told, 120))
+
+
+def test_an_error_that_is_nested_too_deep_to_be_written_is_skipped() -> None:
+    statistics = Statistics()
+    deep = attempt(decision="retry", error="deep").replace(b'"deep"', b"[" * 1010 + b"]" * 1010)
+    statistics.take([deep, attempt()])
+    assert (statistics.used, statistics.skipped) == (1, 1)
+
+
+def test_any_interval_can_be_waited_for() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"x")
+    with Signals() as signals:
+        assert Inlet(reader, signals).read(86_400.0 * 365) == b"x"
+    os.close(reader)
+    os.close(writer)

@@ -18,6 +18,8 @@ LINE_LIMIT: Final = 1 << 20
 """Bytes; the dispatcher writes no such line, and a longer one is passed over without being kept."""
 
 _BLOCK: Final = 1 << 18
+_LONGEST_POLL: Final = (1 << 31) - 1
+"""Milliseconds, 24 days: poll takes no more."""
 _STOP: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -125,7 +127,7 @@ class Inlet:
 
     def read(self, seconds: float | None) -> bytes | None:
         """Return what there is; empty at the end, None where nothing came in time or a signal did."""
-        timeout = None if seconds is None else math.ceil(1000 * seconds)
+        timeout = None if seconds is None else min(math.ceil(1000 * seconds), _LONGEST_POLL)
         ready = {descriptor for descriptor, _ in self._poll.poll(timeout)}
         if self._signals.descriptor in ready:
             os.read(self._signals.descriptor, 4096)

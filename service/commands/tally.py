@@ -139,7 +139,7 @@ class Statistics:
                     self.used += 1
                 else:
                     self.other += 1
-            except (ValueError, KeyError, TypeError, OverflowError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 self.skipped += 1
 
     def rows(self) -> Iterator[Row]:
