@@ -232,14 +232,15 @@ class Publisher:
             self._address, "webhook-dispatcher (producer)", self._timeout
         )
         try:
-            async with asyncio.timeout(self._timeout):
-                await self._find_exchange(connection)
-                return await _new_channel(connection)
-        except TROUBLE as error:
+            with broker_errors():  # a broker of another kind makes the library raise anything
+                async with asyncio.timeout(self._timeout):
+                    await self._find_exchange(connection)
+                    return await _new_channel(connection)
+        except BrokerError as error:
             await self.close()
-            if isinstance(error, BrokerError):
+            if isinstance(error, TopologyError):
                 raise
-            raise BrokerError(f"the broker gave no channel: {_text(error)}") from error
+            raise BrokerError(f"the broker gave no channel: {error}") from error
 
     async def _find_exchange(self, connection: AbstractConnection) -> None:
         """Make sure that the exchange is there, of whatever type: an existing one is taken as it is."""

@@ -9,10 +9,11 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pika  # type: ignore[import-untyped]
 import pytest
+from aiormq.connection import Connection
 from pika.adapters.blocking_connection import BlockingChannel  # type: ignore[import-untyped]
 from yarl import URL
 
@@ -412,4 +413,14 @@ async def test_why_the_broker_refuses_a_connection_is_told_in_its_own_words(amqp
     elsewhere = str(URL(amqp_url).with_path("/no-such-vhost"))
     with pytest.raises(BrokerError, match=r"NOT_ALLOWED - vhost '?no-such-vhost'? not found"):
         async with Publisher(elsewhere):
+            pass
+
+
+@pytest.mark.parametrize("told", [{}, {"capabilities": {}}])
+async def test_a_broker_that_does_not_say_what_it_can_is_told_as_any_trouble(
+    amqp_url: str, exchange: str, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(Connection, "server_capabilities", property(lambda _: told["capabilities"]))
+    with pytest.raises(BrokerError, match="gave no channel"):
+        async with Publisher(amqp_url, exchange):
             pass
