@@ -71,7 +71,7 @@ class Sender(Protocol):
         *,
         subscription: Subscription,
         target: Target,
-        event_id_header: str,
+        webhook_id: str,
         content: Any,
         timestamp: int,
         traceparent: str | None,
@@ -322,7 +322,7 @@ class Deliverer:
             outcome = await self._sender.send(
                 subscription=subscription,
                 target=picked.target,
-                event_id_header=prepared.webhook_id,
+                webhook_id=prepared.webhook_id,
                 content=prepared.content(subscription.format),
                 timestamp=int(at),
                 traceparent=prepared.traceparent(span),

@@ -45,7 +45,7 @@ from pamqp.header import ContentHeader
 from service.broker import connection, opening
 from service.broker.connection import Broker
 from service.broker.consumer import Lane
-from service.broker.deliveries import Answers, Delivered, DeliveryTransport, register
+from service.broker.frames import Answers, FrameTransport, Received, register
 from service.broker.opening import Address
 from service.broker.outbox import Outbox
 from service.broker.publisher import Publisher
@@ -341,10 +341,10 @@ class FakeBroker:
 
 
 class FakeReader:
-    """What the broker layer uses of a `DeliveryReader`."""
+    """What the broker layer uses of a `FrameReader`."""
 
     def __init__(self) -> None:
-        self.sinks: dict[int, Callable[[Delivered], None]] = {}
+        self.sinks: dict[int, Callable[[Received], None]] = {}
         self.bounds: dict[int, int] = {}
         self.answers: dict[int, Answers] = {}
 
@@ -398,7 +398,7 @@ class FakeConnection:
         self.channels: list[FakeChannel] = []
         self.connection_tune = SimpleNamespace(frame_max=FRAME_MAX)
         self.reader = FakeReader()
-        self.transport = DeliveryTransport()
+        self.transport = FrameTransport()
         self.transport.reader = self.reader  # type: ignore[assignment]
         self.transport.writer = FakeWriter(self)  # type: ignore[assignment]
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -656,7 +656,7 @@ class FakeChannel:
         reader, body = self.connection.reader, stored.body
         too_large = len(body) > reader.bounds.get(self.number, len(body))
         reader.sinks[self.number](
-            Delivered(
+            Received(
                 tag,
                 stored.returns > 0,
                 stored.exchange,
@@ -961,7 +961,7 @@ class Process:
         *,
         subscription: Subscription,
         target: Target,
-        event_id_header: str,
+        webhook_id: str,
         content: Content,
         timestamp: int,
         traceparent: str | None,
@@ -969,7 +969,7 @@ class Process:
     ) -> Outcome:
         """Stand in for the sender of webhooks."""
         await self.world.at("attempt", self.url)
-        outcome = self.world.receivers.take(subscription, target.url, event_id_header, content.body)
+        outcome = self.world.receivers.take(subscription, target.url, webhook_id, content.body)
         await self.world.at("attempt.taken", self.url)
         await asyncio.sleep(outcome.duration)
         return outcome

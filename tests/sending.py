@@ -51,7 +51,7 @@ def subscribe(url: str, **settings: Any) -> Subscription:
 
 async def send(sender: WebhookSender, subscription: Subscription, **request: Any) -> Any:
     request = {
-        "event_id_header": ID,
+        "webhook_id": ID,
         "content": Content(BODY),
         "timestamp": int(time.time()),
         "traceparent": None,

@@ -8,7 +8,7 @@ from pamqp.commands import Basic
 
 from service.broker import consumer
 from service.broker.consumer import Lane, Message
-from service.broker.deliveries import Delivered
+from service.broker.frames import Received
 from tests.broker_contract import Silence, until
 
 
@@ -41,8 +41,8 @@ class Channels:
         self.let_gone.append(channel)
 
 
-def _message(tag: int) -> Delivered:
-    return Delivered(tag, False, "events", "order.shipped", Basic.Properties(), b"{}")
+def _message(tag: int) -> Received:
+    return Received(tag, False, "events", "order.shipped", Basic.Properties(), b"{}")
 
 
 async def test_a_lane_stopped_while_it_begins_to_consume_takes_nothing_and_cancels(monkeypatch):

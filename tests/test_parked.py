@@ -18,7 +18,7 @@ from aiormq.exceptions import DeliveryError
 from pamqp.commands import Basic
 
 from service.broker import codec, parked, rejected, topology
-from service.broker.deliveries import Delivered, consume
+from service.broker.frames import Received, consume
 from service.broker.opening import Address
 from service.broker.parked import CHUNK, IDLE, Parked, ParkedQueue, Place, Stays, Why, connected
 from service.broker.wire import Undecodable, head_frames, whole
@@ -715,7 +715,7 @@ class _Strays:
     def __init__(self) -> None:
         self.is_closed = False
         self.closing = asyncio.get_running_loop().create_future()
-        self.sink: Callable[[Delivered], None]
+        self.sink: Callable[[Received], None]
         self.consumers = self.last = 0
         self.published: set[int] = set()
         self.acked: set[int] = set()
@@ -725,9 +725,9 @@ class _Strays:
 
     def deliver(self, *numbers: int) -> None:
         for self.last in numbers:
-            self.sink(Delivered(self.last, False, "", "", Basic.Properties(), b"%d" % self.last))
+            self.sink(Received(self.last, False, "", "", Basic.Properties(), b"%d" % self.last))
 
-    async def consume(self, _: Any, __: str, sink: Callable[[Delivered], None], ___: int) -> str:
+    async def consume(self, _: Any, __: str, sink: Callable[[Received], None], ___: int) -> str:
         self.sink, self.consumers = sink, self.consumers + 1
         self.deliver(*{1: (1, 2), 2: (4,)}.get(self.consumers, ()))
         return f"consumer-{self.consumers}"

@@ -14,7 +14,7 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from service.broker import publishes
-from service.broker.deliveries import DeliveryReader, DeliveryTransport, register
+from service.broker.frames import FrameReader, FrameTransport, register
 from service.broker.publishes import BUFFERED, Alarm, Answer, PublishChannel
 from service.broker.wire import Undecodable, body_frames, head_frames, properties, whole
 
@@ -133,9 +133,9 @@ class Wire:
         self.transport = SimpleNamespace(get_write_buffer_size=lambda: self.waiting)
         self.connection_tune = SimpleNamespace(frame_max=4096)
         self.stream = asyncio.StreamReader()
-        self.library = DeliveryReader(self.stream)
+        self.library = FrameReader(self.stream)
         self.reading = asyncio.create_task(self.library.readexactly(1))
-        told = DeliveryTransport()
+        told = FrameTransport()
         told.reader, told.writer = self.library, self  # type: ignore[assignment]
         register(self, told)  # type: ignore[arg-type]
 

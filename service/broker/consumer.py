@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
-from service.broker.deliveries import Delivered, consume
+from service.broker.frames import Received, consume
 from service.broker.settler import CATCHES_UP, Settler
 from service.broker.wire import Undecodable
 from service.core.decode import Incoming
@@ -306,7 +306,7 @@ class Lane:
             task.cancel()
         await self.drained()
 
-    def _take(self, delivered: Delivered, settler: Settler) -> None:
+    def _take(self, delivered: Received, settler: Settler) -> None:
         message = Message(
             body=delivered.body,
             properties=delivered.properties,

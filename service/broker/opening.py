@@ -23,7 +23,7 @@ from aiormq.exceptions import (
 )
 from yarl import URL
 
-from service.broker.deliveries import DeliveryTransport, register
+from service.broker.frames import FrameTransport, register
 from service.errors import BrokerError, ConfigurationError, TopologyError
 
 HEARTBEAT: Final = 15
@@ -84,7 +84,7 @@ async def open_connection(url: str, address: Address, name: str) -> AbstractConn
     connection = aio_pika.Connection(
         parsed, ssl_context=address.context(), client_properties={"connection_name": name}
     )
-    transport = DeliveryTransport()
+    transport = FrameTransport()
     connection.kwargs["transport_factory"] = transport
     try:
         async with asyncio.timeout(OPEN_TIMEOUT):

@@ -19,7 +19,7 @@ from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import ChannelNotFoundEntity, DeliveryError
 from pamqp.commands import Basic
 
-from service.broker.deliveries import Delivered, consume
+from service.broker.frames import Received, consume
 from service.broker.opening import Address, broker_errors, close_connection, open_first
 from service.broker.rejected import can_be_written_again, parked_again
 from service.broker.settler import CATCHES_UP
@@ -119,7 +119,7 @@ class ParkedQueue:
         spent: asyncio.Future[None] = loop.create_future()
         window = 0
 
-        def see(message: Delivered) -> None:
+        def see(message: Received) -> None:
             nonlocal left, window
             if done.done():
                 return
@@ -192,7 +192,7 @@ class ParkedQueue:
         return done
 
     async def _ack(
-        self, channel: AbstractChannel, messages: Iterable[Delivered], *, together: bool
+        self, channel: AbstractChannel, messages: Iterable[Received], *, together: bool
     ) -> None:
         """Ack messages in one piece, or one by one because there is one before them that is not to be acked."""
         tags = [message.tag for message in messages]
@@ -213,7 +213,7 @@ class ParkedQueue:
     async def _move(
         self,
         channel: AbstractChannel,
-        message: Delivered,
+        message: Received,
         chosen: Choose,
         route: Route,
         left_alone: Left,
@@ -284,14 +284,14 @@ class ParkedQueue:
 
     async def _take(
         self, channel: AbstractChannel, closing: "asyncio.Future[None]", count: int
-    ) -> AsyncIterator[Delivered]:
+    ) -> AsyncIterator[Received]:
         """Give the next `count` messages, fewer when others hold some of them.
 
         With a prefetch of `count` the broker sends these and no other, so that the order stays.
         """
         if count == 0:
             return
-        inbox: asyncio.Queue[Delivered | None] = asyncio.Queue()
+        inbox: asyncio.Queue[Received | None] = asyncio.Queue()
 
         def wake(_: "asyncio.Future[None]") -> None:
             inbox.put_nowait(None)
@@ -331,5 +331,5 @@ async def _closed(channel: AbstractChannel) -> None:
             await channel.close()
 
 
-def _parked(message: Delivered) -> Parked:
+def _parked(message: Received) -> Parked:
     return Parked(message.body, message.properties, message.routing_key)

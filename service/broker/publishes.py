@@ -2,7 +2,7 @@
 
 The library spends more on a publish than on an HTTP request: it holds a lock while it waits for the
 connection's buffer, passes frames through a queue and a task, and the answer through two more.  Here a
-publish is one write and one future.  Both ends are what `DeliveryTransport` gives the library as well: the
+publish is one write and one future.  Both ends are what `FrameTransport` gives the library as well: the
 stream's writer, which takes whole frames from both, and the reader, which keeps the answers.
 
 The law here: each publish is answered once.  Taken means that every queue has it; when the channel ends,
@@ -20,7 +20,7 @@ from typing import Final
 from aiormq.abc import AbstractChannel
 from pamqp.commands import Basic
 
-from service.broker.deliveries import streams_of
+from service.broker.frames import streams_of
 from service.broker.wire import body_frames, head_frames
 
 BUFFERED: Final = 65_536

@@ -73,7 +73,7 @@ class WebhookSender:
         *,
         subscription: Subscription,
         target: Target,
-        event_id_header: str,
+        webhook_id: str,
         content: Content,
         timestamp: int,
         traceparent: str | None,
@@ -86,7 +86,7 @@ class WebhookSender:
         started = self._clock.monotonic()
         try:
             route = self._routes.get(subscription, target)
-            start = _head(route, event_id_header, content, timestamp, traceparent, tracestate)
+            start = _head(route, webhook_id, content, timestamp, traceparent, tracestate)
         except ValueError as error:
             return Failed(FailureKind.PROTOCOL, one_line(str(error)), 0.0)
         if route.forbidden is not None:
@@ -137,7 +137,7 @@ class WebhookSender:
 
 def _head(
     route: Route,
-    event_id_header: str,
+    webhook_id: str,
     content: Content,
     timestamp: int,
     traceparent: str | None,
@@ -149,12 +149,12 @@ def _head(
     lines = [
         _with(route, content.headers) if content.headers else route.head,
         f"Content-Type: {content.content_type}\r\nContent-Length: {len(body)}\r\n",
-        f"webhook-id: {event_id_header}\r\nwebhook-timestamp: {timestamp}\r\n",
+        f"webhook-id: {webhook_id}\r\nwebhook-timestamp: {timestamp}\r\n",
     ]
-    if not (_PRINTABLE.fullmatch(event_id_header) and _PRINTABLE.fullmatch(content.content_type)):
+    if not (_PRINTABLE.fullmatch(webhook_id) and _PRINTABLE.fullmatch(content.content_type)):
         raise ValueError("the event's id or content type cannot be a header's value")
     if signer.header is not None:
-        lines.append(f"{signer.header}: {signer.sign(event_id_header, timestamp, body)}\r\n")
+        lines.append(f"{signer.header}: {signer.sign(webhook_id, timestamp, body)}\r\n")
     # A trace context that cannot be a header's value is not worth a failed attempt.
     if traceparent and _PRINTABLE.fullmatch(traceparent):
         lines.append(f"traceparent: {traceparent}\r\n")

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from aiormq.abc import AbstractConnection
 
-from service.broker.deliveries import Delivered, consume
+from service.broker.frames import Received, consume
 from service.broker.opening import Address, open_connection
 from service.broker.topology import Names
 from service.core import ladder
@@ -71,7 +71,7 @@ class Remains:
         count = (await channel.queue_declare(queue, passive=True)).message_count or 0
         taken, last = 0, 0
         if count:
-            inbox: asyncio.Queue[Delivered] = asyncio.Queue()
+            inbox: asyncio.Queue[Received] = asyncio.Queue()
             await consume(channel, queue, inbox.put_nowait, prefetch=0)
             # A message that expires meanwhile is counted and does not come: a later pass finds it.
             with suppress(TimeoutError):
@@ -88,7 +88,7 @@ class Remains:
         await channel.close()
         return taken
 
-    def _enter(self, place: Place, message: Delivered, ledger: Ledger) -> None:
+    def _enter(self, place: Place, message: Received, ledger: Ledger) -> None:
         headers: Mapping[str, Any] = message.properties.headers or {}
         subscription_id = headers.get("subscription-id")
         if subscription_id is not None:

@@ -15,7 +15,7 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from service.broker.deliveries import Delivered, DeliveryReader
+from service.broker.frames import FrameReader, Received
 from service.broker.wire import Undecodable, properties
 
 
@@ -28,11 +28,11 @@ def delivery(
     return b"".join(frame.marshal(one, channel) for one in frames)
 
 
-async def received(stream: bytes, cuts: list[int]) -> tuple[list[Delivered], list[Any]]:
+async def received(stream: bytes, cuts: list[int]) -> tuple[list[Received], list[Any]]:
     """Feed the stream cut into pieces; returns what the sink got and the frames the library got."""
     inner = asyncio.StreamReader()
-    reader = DeliveryReader(inner)
-    got: list[Delivered] = []
+    reader = FrameReader(inner)
+    got: list[Received] = []
     reader.sinks[1] = got.append
     library = FrameReceiver(reader)  # type: ignore[arg-type]
     frames: list[Any] = []
@@ -83,8 +83,8 @@ async def test_channels_without_a_sink_are_the_librarys():
 
 async def test_deliveries_of_two_channels_may_interleave():
     inner = asyncio.StreamReader()
-    reader = DeliveryReader(inner)
-    got: list[Delivered] = []
+    reader = FrameReader(inner)
+    got: list[Received] = []
     reader.sinks = {1: got.append, 2: got.append}
     one, two = (delivery(n, b"x" * 90, Basic.Properties(), channel=n) for n in (1, 2))
     first = frame.unmarshal(one)[0]
@@ -95,7 +95,7 @@ async def test_deliveries_of_two_channels_may_interleave():
 
 async def test_a_steady_stream_of_deliveries_does_not_look_like_a_dead_peer(monkeypatch):
     inner = asyncio.StreamReader()
-    reader = DeliveryReader(inner)
+    reader = FrameReader(inner)
     reader.sinks[1] = lambda _: None
     reader._shown -= 5.0
     inner.feed_data(delivery(1, b"x", Basic.Properties()))

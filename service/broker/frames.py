@@ -43,7 +43,7 @@ _HEARTBEAT = bytes((8, 0, 0, 0, 0, 0, 0, _END))
 
 
 @dataclass(slots=True)
-class Delivered:
+class Received:
     """A message as the broker delivered it."""
 
     tag: int
@@ -56,7 +56,7 @@ class Delivered:
     """The size of a body that was larger than the channel's bound, in bytes; it was not kept."""
 
 
-Sink = Callable[[Delivered], None]
+Sink = Callable[[Received], None]
 
 
 class Answers(Protocol):
@@ -82,14 +82,14 @@ class _Partial:
         self.left_out = 0
         self.chunks: list[bytes] = []
 
-    def whole(self) -> Delivered:
+    def whole(self) -> Received:
         tag, redelivered, exchange, routing_key = self.method
         body = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
         properties = self.properties or Basic.Properties()
-        return Delivered(tag, redelivered, exchange, routing_key, properties, body, self.left_out)
+        return Received(tag, redelivered, exchange, routing_key, properties, body, self.left_out)
 
 
-class DeliveryReader:
+class FrameReader:
     """A stream reader, as far as the library uses one, that keeps deliveries for the sinks."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
@@ -248,7 +248,7 @@ def _deliver(buffer: bytes, at: int) -> tuple[int, bool, str, str]:
     )
 
 
-def _drop(_: Delivered) -> None:
+def _drop(_: Received) -> None:
     """Take a message that was returned: whoever published it still has it."""
 
 
@@ -259,34 +259,34 @@ def _returned_from(buffer: bytes, at: int) -> str:
     return buffer[at + 1 : at + 1 + buffer[at]].decode("utf-8", "replace")
 
 
-class DeliveryTransport(TransportFactory):
-    """Opens the library's own transport, puts a `DeliveryReader` between, and keeps hold of both ends."""
+class FrameTransport(TransportFactory):
+    """Opens the library's own transport, puts a `FrameReader` between, and keeps hold of both ends."""
 
     def __init__(self) -> None:
-        self.reader: DeliveryReader | None = None
+        self.reader: FrameReader | None = None
         self.writer: asyncio.StreamWriter | None = None
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[Any, asyncio.StreamWriter]:
         """Connect; returns reader and writer."""
         inner = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
         reader, self.writer = await inner.create(url, **kwargs)
-        self.reader = DeliveryReader(reader)
+        self.reader = FrameReader(reader)
         return self.reader, self.writer
 
 
-_streams: WeakKeyDictionary[AbstractConnection, tuple[DeliveryReader, asyncio.StreamWriter]] = (
+_streams: WeakKeyDictionary[AbstractConnection, tuple[FrameReader, asyncio.StreamWriter]] = (
     WeakKeyDictionary()
 )
 
 
-def register(connection: AbstractConnection, transport: DeliveryTransport) -> None:
+def register(connection: AbstractConnection, transport: FrameTransport) -> None:
     """Remember which streams a connection was opened with."""
     if transport.reader is not None and transport.writer is not None:
         _streams[connection] = transport.reader, transport.writer
 
 
-def streams_of(connection: AbstractConnection) -> tuple[DeliveryReader, asyncio.StreamWriter]:
-    """Return the streams of a connection that was opened with a `DeliveryTransport`.
+def streams_of(connection: AbstractConnection) -> tuple[FrameReader, asyncio.StreamWriter]:
+    """Return the streams of a connection that was opened with a `FrameTransport`.
 
     What is written is whole frames, in one piece: the library writes there as well.
     """
@@ -299,7 +299,7 @@ async def consume(
     """Let a queue's messages flow into `sink`, at most `prefetch` unacked (0: no bound).
 
     A body of more than `largest` bytes is left out, so that it never fills memory.  The connection must
-    have been opened with a `DeliveryTransport`; a channel has one sink.  Returns the consumer tag, to
+    have been opened with a `FrameTransport`; a channel has one sink.  Returns the consumer tag, to
     cancel by.
     """
     await channel.basic_qos(prefetch_count=prefetch)
