@@ -28,7 +28,7 @@ from service.core.delivery import (
     Reason,
     Repeat,
     Retry,
-    Round,
+    RoundSoFar,
     after_attempt,
     decide,
     describe,
@@ -98,7 +98,7 @@ class Work(Protocol):
         """Tell whether the message will come again, so that this work is somebody else's."""
 
 
-class _Run:
+class _Round:
     """One round as it goes: what was tried, what was heard."""
 
     __slots__ = (
@@ -141,10 +141,10 @@ class _Run:
         attempt = Attempt(at, picked.label, status, error, round(1000 * seconds), body_start)
         self.delivery = after_attempt(self.delivery, attempt)
 
-    def seen(self, now: float) -> Round:
+    def seen(self, now: float) -> RoundSoFar:
         """Return what the decision depends on; `now` in monotonic seconds."""
         usable = sum(1 for state in self.state.targets if state.target.weight > 0)
-        return Round(
+        return RoundSoFar(
             others=now < self.latest and bool(self.state.candidates(self.tried, now)),
             all_gone=self.state.all_gone,
             all_forbidden=0 < usable <= self.forbidden,
@@ -182,7 +182,7 @@ class Deliverer:
             return await self._bury(delivery, Reason.EXPIRED)
         if delivery.not_before > now + EARLY:
             return await self._outbox.put_off(delivery, delivery.not_before)
-        run = _Run(delivery, self._states.of(subscription), prepared)
+        run = _Round(delivery, self._states.of(subscription), prepared)
         decision = await self._round(run, budget, work)
         if decision is DELIVERED:
             return True
@@ -205,7 +205,7 @@ class Deliverer:
         delay = ejected_delay(delivery.deferrals, 0.0, _jitter())
         return await self._put_off(delivery, Defer(now + delay, DeferCause.UNKNOWN))
 
-    async def _round(self, run: _Run, budget: Budget, work: Work) -> Decision:
+    async def _round(self, run: _Round, budget: Budget, work: Work) -> Decision:
         """Run a round, or say why it does not begin; a short wait in line for room is part of it."""
         state, deadline = run.state, 0.0
         is_first = not state.waiting_in(budget.lane)
@@ -230,7 +230,7 @@ class Deliverer:
             is_first = True
 
     async def _begin(
-        self, run: _Run, targets: list[TargetState], budget: Budget, work: Work, now: float
+        self, run: _Round, targets: list[TargetState], budget: Budget, work: Work, now: float
     ) -> Decision:
         """Run the round, with these targets to begin with."""
         state = run.state
@@ -253,7 +253,7 @@ class Deliverer:
             budget.end(slow=slow)
             state.wake()
 
-    def _refuse(self, run: _Run, obstacle: Unavailable, budget: Budget, now: float) -> Decision:
+    def _refuse(self, run: _Round, obstacle: Unavailable, budget: Budget, now: float) -> Decision:
         """Return what happens to a delivery that no attempt can be made for now."""
         state = run.state
         if state.all_gone and state.subscription.enabled:
@@ -268,7 +268,7 @@ class Deliverer:
             case cause:
                 return self._in_line(run, cause, now, obstacle.until)
 
-    def _come_back(self, run: _Run, cause: DeferCause, until_probe: float) -> Defer:
+    def _come_back(self, run: _Round, cause: DeferCause, until_probe: float) -> Defer:
         delivery, now = run.delivery, self._clock.now()
         soonest = ejected_delay(delivery.deferrals, until_probe, _jitter())
         at = now + run.state.comes_back_after(soonest, self._clock.monotonic())
@@ -276,7 +276,7 @@ class Deliverer:
             at = now + soonest  # a long line is no reason to give up
         return Defer(at, cause)
 
-    def _in_line(self, run: _Run, cause: DeferCause, now: float, not_before: float) -> Defer:
+    def _in_line(self, run: _Round, cause: DeferCause, now: float, not_before: float) -> Defer:
         state, draw = run.state, random.random()  # noqa: S311 - spreads load, guards nothing
         delay = state.place_in_line(cause, now, not_before, draw)
         clock_now = self._clock.now()
@@ -289,7 +289,7 @@ class Deliverer:
         return Defer(at, cause)
 
     async def _attempts(
-        self, run: _Run, targets: list[TargetState], budget: Budget, work: Work, now: float
+        self, run: _Round, targets: list[TargetState], budget: Budget, work: Work, now: float
     ) -> Decision:
         balance = run.state.subscription.balance
         while True:
@@ -311,7 +311,7 @@ class Deliverer:
                     return decision
 
     async def _attempt(
-        self, run: _Run, picked: TargetState, budget: Budget, started: float
+        self, run: _Round, picked: TargetState, budget: Budget, started: float
     ) -> Decision:
         """Make one attempt, take in what it observed, and decide; `started` in monotonic seconds."""
         prepared, subscription, at = run.prepared, run.state.subscription, self._clock.now()

@@ -22,7 +22,7 @@ from service.core.delivery import (
     Reason,
     Repeat,
     Retry,
-    Round,
+    RoundSoFar,
     after_attempt,
     decide,
     describe,
@@ -36,7 +36,7 @@ DELIVERY = Delivery(EVENT, "billing", created_at=1000.0)
 POLICY = RetryPolicy(schedule=(10.0, 20.0), jitter=0.0, max_age=1000.0)
 RESET = Failed(FailureKind.RESET, "reset", 0.1)
 STALE = replace(RESET, stale_connection=True)
-ALONE, OTHERS = Round(), Round(others=True)
+ALONE, OTHERS = RoundSoFar(), RoundSoFar(others=True)
 
 
 @pytest.mark.parametrize(
@@ -54,19 +54,23 @@ ALONE, OTHERS = Round(), Round(others=True)
         (Answered(413, 0.1), OTHERS, Retry(1010.0)),
         (Answered(422, 0.1), OTHERS, Retry(1010.0)),
         (Answered(410, 0.1), OTHERS, Failover()),
-        (Answered(410, 0.1), Round(all_gone=True), DeadLetter(Reason.GONE)),
+        (Answered(410, 0.1), RoundSoFar(all_gone=True), DeadLetter(Reason.GONE)),
         (Answered(410, 0.1), ALONE, Retry(1010.0)),
         (Answered(429, 0.1, 50.0), OTHERS, Failover()),
-        (Answered(429, 0.1, 50.0), Round(retry_after=50.0), Retry(1050.0)),
-        (Answered(429, 0.1, 3.0), Round(retry_after=3.0), Retry(1010.0)),
+        (Answered(429, 0.1, 50.0), RoundSoFar(retry_after=50.0), Retry(1050.0)),
+        (Answered(429, 0.1, 3.0), RoundSoFar(retry_after=3.0), Retry(1010.0)),
         (RESET, OTHERS, Failover()),
         (RESET, ALONE, Retry(1010.0)),
         (STALE, OTHERS, Repeat()),
-        (STALE, Round(others=True, repeated=True), Failover()),
-        (STALE, Round(repeated=True), Retry(1010.0)),
+        (STALE, RoundSoFar(others=True, repeated=True), Failover()),
+        (STALE, RoundSoFar(repeated=True), Retry(1010.0)),
         (Forbidden("10.0.0.1"), OTHERS, Failover()),
         (Forbidden("10.0.0.1"), ALONE, Retry(1010.0)),
-        (Forbidden("10.0.0.1"), Round(all_forbidden=True), DeadLetter(Reason.FORBIDDEN_ADDRESS)),
+        (
+            Forbidden("10.0.0.1"),
+            RoundSoFar(all_forbidden=True),
+            DeadLetter(Reason.FORBIDDEN_ADDRESS),
+        ),
     ],
 )
 def test_the_table(outcome, seen, decision):
@@ -124,7 +128,7 @@ def test_what_is_put_off_is_not_looked_at_later_than_it_expires(
 
 def test_a_receiver_cannot_ask_for_more_than_a_day():
     policy = replace(POLICY, max_age=1e9)
-    found = decide(DELIVERY, Answered(429, 0.1), Round(retry_after=1e9), policy, 1000.0, 0.0)
+    found = decide(DELIVERY, Answered(429, 0.1), RoundSoFar(retry_after=1e9), policy, 1000.0, 0.0)
     assert found == Retry(1000.0 + 86400.0)
 
 
@@ -134,12 +138,14 @@ OUTCOMES = st.one_of(
     st.builds(Forbidden, st.just("x")),
 )
 ROUNDS = st.builds(
-    Round, st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.floats(0, 1e6)
+    RoundSoFar, st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.floats(0, 1e6)
 )
 
 
 @given(OUTCOMES, ROUNDS, st.integers(1, 12), st.floats(-1, 1))
-def test_every_outcome_has_a_decision(outcome: Outcome, seen: Round, number: int, jitter: float):
+def test_every_outcome_has_a_decision(
+    outcome: Outcome, seen: RoundSoFar, number: int, jitter: float
+):
     delivery = replace(DELIVERY, round=number)
     decision = decide(delivery, outcome, seen, RetryPolicy(), 1000.0, jitter)
     ours = isinstance(outcome, Failed) and outcome.kind is FailureKind.LOCAL

@@ -33,7 +33,7 @@ from service.core.delivery import (
     Failover,
     Reason,
     Retry,
-    Round,
+    RoundSoFar,
     decide,
 )
 from service.core.event import Event
@@ -339,8 +339,8 @@ def test_the_table_of_answers_is_what_is_decided():
     }
     for status in range(200, 600):
         row = told[_row_of(status, told)]
-        first = decide(delivery, Answered(status, 0.1), Round(others=True), policy, 0.0, 0.0)
-        last = decide(delivery, Answered(status, 0.1), Round(), policy, 0.0, 0.0)
+        first = decide(delivery, Answered(status, 0.1), RoundSoFar(others=True), policy, 0.0, 0.0)
+        last = decide(delivery, Answered(status, 0.1), RoundSoFar(), policy, 0.0, 0.0)
         if row["in the same round"] == "delivered":
             assert first == last == Delivered()
             continue

@@ -307,7 +307,7 @@ def put_off(
     event = Event("1", "order.created", "shop", "2027-01-15T08:00:00Z", 1.8e9, b"{}")
     delivery = Delivery(event, "a", 1.8e9, deferrals=deferrals, round=round_number)
     deliverer = Deliverer(nothing, nothing, nothing, StandingClock(), nothing)
-    run = deliver._Run(delivery, state, nothing)
+    run = deliver._Round(delivery, state, nothing)
     return deliverer._in_line(run, cause, 0.0, 0.0).at - 1.8e9
 
 

@@ -188,11 +188,12 @@ HISTORY_KEPT = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Round:
+class RoundSoFar:
     """What the present round has seen, the outcome under judgement included.
 
     `others` tells whether another target could be tried now; `all_gone` and `all_forbidden` speak of
-    every target of the subscription; `retry_after` is the longest that any target asked for, in seconds.
+    every target of the subscription; `repeated`, that no repeat is left, or no time for one; `retry_after` is
+    the longest that any target asked for, in seconds.
     """
 
     others: bool = False
@@ -205,7 +206,7 @@ class Round:
 def decide(
     delivery: Delivery,
     outcome: Outcome,
-    seen: Round,
+    seen: RoundSoFar,
     policy: RetryPolicy,
     now: float,
     jitter: float,
@@ -232,7 +233,7 @@ def decide(
 
 
 def _end_round(
-    delivery: Delivery, seen: Round, policy: RetryPolicy, now: float, jitter: float
+    delivery: Delivery, seen: RoundSoFar, policy: RetryPolicy, now: float, jitter: float
 ) -> Decision:
     if seen.all_gone:
         return DeadLetter(Reason.GONE)
