@@ -14,7 +14,7 @@ from service.core.delivery import Answered, Failed, FailureKind, Forbidden
 from service.core.subscription import TlsFiles
 from service.ports import free_port
 from service.webhook import egress
-from service.webhook.egress import ThreadResolver
+from service.webhook.resolver import ThreadResolver
 from service.webhook.sender import WebhookSender
 from tests.certificates import Authority
 from tests.receivers import ConnectProxy, Hostile, Reader, Recorder, Writer, says, silent

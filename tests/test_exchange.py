@@ -9,8 +9,8 @@ from typing import Any, cast
 import aiohttp
 import pytest
 
-from service.webhook.egress import Observation, WatchedProtocol
 from service.webhook.exchange import Answer, exchange
+from service.webhook.protocol import Observation, WatchedProtocol
 
 
 class Wire(asyncio.Transport):

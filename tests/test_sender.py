@@ -18,8 +18,8 @@ from service import __version__
 from service.core.delivery import Answered, FailureKind
 from service.core.subscription import Scheme, Signing
 from service.ports import free_port
-from service.webhook.egress import Observation, WatchedProtocol
 from service.webhook.formats import Content
+from service.webhook.protocol import Observation, WatchedProtocol
 from service.webhook.sender import WebhookSender
 from tests.receivers import Answer, Hostile, Reader, Recorder, Writer, floods, read_request, says
 from tests.sending import (

@@ -19,9 +19,9 @@ from service.core.delivery import Answered, Failed, FailureKind, Forbidden
 from service.core.subscription import TlsFiles
 from service.ports import free_port
 from service.webhook import egress
-from service.webhook.egress import Observation, WatchedProtocol
 from service.webhook.failures import failure
 from service.webhook.formats import Content
+from service.webhook.protocol import Observation, WatchedProtocol
 from service.webhook.sender import WebhookSender
 from service.webhook.tls import TlsFilesError
 from tests.certificates import Authority

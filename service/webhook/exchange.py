@@ -19,7 +19,7 @@ from aiohttp import ClientConnectionResetError, StreamReader
 from aiohttp.connector import Connection
 from aiohttp.http import StreamWriter
 
-from service.webhook.egress import BODY_KEPT, WatchedProtocol
+from service.webhook.protocol import BODY_KEPT, WatchedProtocol
 
 _WHOLE_LIMIT = 2**20  # bytes of a body that go out in one piece; more would hold up the loop
 _PIECE = 2**16

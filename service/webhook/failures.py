@@ -11,7 +11,8 @@ import ssl
 import aiohttp
 
 from service.core.delivery import Failed, FailureKind, Forbidden
-from service.webhook.egress import Observation, os_errors
+from service.webhook.egress import os_errors
+from service.webhook.protocol import Observation
 from service.webhook.tls import TlsFilesError, describe
 
 _DETAIL_LIMIT = 200  # characters

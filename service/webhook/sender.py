@@ -18,10 +18,11 @@ from service.core.address import EgressRules
 from service.core.delivery import Answered, Failed, FailureKind, Forbidden, Outcome
 from service.core.retry_after import retry_after
 from service.core.subscription import Subscription, Target
-from service.webhook.egress import Door, EgressConnector, Observation
+from service.webhook.egress import Door, EgressConnector
 from service.webhook.exchange import Answer, exchange, head
 from service.webhook.failures import failure, let_go, one_line
 from service.webhook.formats import Content
+from service.webhook.protocol import Observation
 from service.webhook.route import Route, Routes
 from service.webhook.tls import TlsContexts
 
