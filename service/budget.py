@@ -34,7 +34,7 @@ class Budget:
     _held: Counter[TargetState] = field(default_factory=Counter, repr=False)
 
     @property
-    def is_first(self) -> bool:
+    def is_intake(self) -> bool:
         """Tell whether this is the intake lane's: what it puts off has the backlog lane to go to."""
         return self.lane == "intake"
 

@@ -186,7 +186,7 @@ class Deliverer:
         decision = await self._round(run, budget, work)
         if decision is DELIVERED:
             return True
-        if budget.is_first:  # in the backlog lane nothing is gained by it
+        if budget.is_intake:  # in the backlog lane nothing is gained by it
             await self._turns.turn()
         return not work.lost and await self._carry_out(run.delivery, decision, subscription)
 
@@ -243,9 +243,8 @@ class Deliverer:
         run.latest = now + min(ROUND_LIMIT, HELD_LIMIT - state.subscription.timeout)
         slow = state.is_slow(now)
         budget.begin(slow=slow)
-        if state.waiting_in(budget.lane) and budget.has_more_for(
-            targets
-        ):  # as many go on as may, not one for each that ends
+        # As many go on as may, not one for each that ends.
+        if state.waiting_in(budget.lane) and budget.has_more_for(targets):
             state.wake_in(budget.lane)
         try:
             return await self._attempts(run, targets, budget, work, now)
@@ -263,7 +262,7 @@ class Deliverer:
                 return self._come_back(run, obstacle.cause, obstacle.until - now)
             case DeferCause.PAUSED:
                 return self._come_back(run, obstacle.cause, 0.0)
-            case DeferCause.SLOW if budget.is_first:
+            case DeferCause.SLOW if budget.is_intake:
                 return Defer(self._clock.now(), obstacle.cause)
             case cause:
                 return self._in_line(run, cause, now, obstacle.until)

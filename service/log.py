@@ -176,14 +176,13 @@ def _stamp(_: Any, level: str, fields: MutableMapping[str, Any]) -> dict[str, An
 def _render_json(_: Any, __: str, fields: MutableMapping[str, Any]) -> bytes:
     try:
         return orjson.dumps(fields, default=str)
-    except (
-        TypeError
-    ):  # a text with half a character, such as a file's name that is no UTF-8, or a huge number
+    except TypeError:
+        # A text with half a character, such as a file's name that is no UTF-8, or a huge number.
         return orjson.dumps(_sound(fields), default=str)
 
 
 def _sound(value: Any) -> Any:
-    """Return a value whose texts can be written as UTF-8: what cannot stands there as its code."""
+    """Return a value that JSON can hold: characters that are no UTF-8 as their codes, huge numbers as texts."""
     match value:
         case str():
             return value.encode(errors="backslashreplace").decode()

@@ -291,7 +291,7 @@ class Settings(BaseSettings):
     log_format: Annotated[LogFormat, BeforeValidator(_lower)] = Field(
         default=LogFormat.JSON, description="json for programs, console for people."
     )
-    replicas: Annotated[int, Field(ge=1, le=10_000)] = Field(
+    replicas: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default=1,
         description="Replicas that share the work, workers not counted; a rate limit is divided by it.",
     )

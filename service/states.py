@@ -157,9 +157,8 @@ class SubscriptionState:
         if old.subscription.rate_limit == self.subscription.rate_limit:
             self.bucket = old.bucket
         if _weights(old.subscription) != _weights(self.subscription):
-            for (
-                state
-            ) in self.targets:  # else the turns that the old weights had left would come first
+            # Else the turns that the old weights had left would come first.
+            for state in self.targets:
                 state.current = 0
         self.line, self._returns, self._waiting = old.line, old._returns, old._waiting  # noqa: SLF001 - one of its own kind
 
@@ -277,9 +276,8 @@ class States:
         for state in self._states.values():
             for target in state.targets:
                 health.add(target)
-                if (
-                    state.subscription.enabled and target.target.weight
-                ):  # else nothing would ever probe it
+                # Nothing ever probes one that people have taken out.
+                if state.subscription.enabled and target.target.weight:
                     health.ejected_for = max(health.ejected_for, target.ejected_for(now))
         return health
 

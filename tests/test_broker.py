@@ -598,6 +598,17 @@ def test_an_outage_of_days_has_pauses_as_any_other():
     assert [supervised._ceiling(failures) for failures in (1, 2, 5, 100_000)] == [1, 2, 15, 15]
 
 
+async def test_a_broker_that_was_away_for_days_is_connected_to_again(
+    amqp_url, prefix, events_exchange, monkeypatch
+):
+    monkeypatch.setattr(supervised, "BACKOFF_MAX", 0.3)
+    async with rig(amqp_url, prefix, events_exchange) as it:
+        session = await until(lambda: it.broker.consuming and it.broker._session)
+        it.broker._failures = 100_000
+        session.fail("told to")
+        await until(lambda: it.broker.consuming and it.broker._session is not session)
+
+
 # Rights are checked by a publish, and whoever publishes is not read from while an alarm is up.
 async def test_a_dispatcher_that_starts_while_an_alarm_is_up_consumes(
     node, amqp_url, prefix, events_exchange

@@ -1,6 +1,7 @@
 """Certificates are verified and shown, and refusals are told apart."""
 
 import asyncio
+import os
 import select
 import shutil
 import socket
@@ -137,6 +138,21 @@ async def test_changed_certificate_files_are_taken_up(authority: Authority, tmp_
         shutil.copy(authority.ca_file, ca_file)
         clock.ahead += 2
         assert isinstance(await send(sender, to), Answered)
+
+
+async def test_a_link_that_leads_elsewhere_is_taken_up_where_all_files_have_one_time(
+    authority: Authority, tmp_path: Path
+) -> None:
+    other, link, clock = Authority(tmp_path, "other"), tmp_path / "trusted.pem", Clock()
+    for file in (authority.ca_file, other.ca_file):
+        os.utime(file, (1, 1))
+    link.symlink_to(other.ca_file)
+    contexts, files = TlsContexts(clock), TlsFiles(str(link))
+    before = await contexts.get(files)
+    link.unlink()
+    link.symlink_to(authority.ca_file)
+    clock.ahead += 2
+    assert await contexts.get(files) is not before
 
 
 @pytest.mark.parametrize("name", ["ca_file", "client_cert_file", "client_key_file"])

@@ -38,12 +38,14 @@ from service.log import Log, rfc3339
 BACKOFF_FIRST: Final = 0.5
 BACKOFF_MAX: Final = 15.0
 DOUBLINGS: Final = 10
+"""Of the pause between two sessions, at most: it is at its longest before."""
 STEADY: Final = 5.0
 """Seconds that a session has to last, so that the next has to wait no longer than after the first failure."""
 DOUBT_EVERY: Final = 600.0
 """Least seconds between two sessions given up because of a gap in the delay ladder: a new one may not close it."""
 FRAME_LEAST: Final = 131_072
 RIGHTS_TIMEOUT: Final = 3.0
+"""Seconds until the check of rights is taken for one that an alarm keeps from ending."""
 BLOCKED_POLL: Final = 1.0
 LANES_POLL: Final = 0.5
 UNROUTED_POLL: Final = 30.0
@@ -322,8 +324,8 @@ class Broker:
 
 def _ceiling(failures: int) -> float:
     """Return the longest pause after so many failures in a row, in seconds."""
-    doublings = min(failures, DOUBLINGS)  # of an outage of two hours the power would be no float
-    return min(BACKOFF_FIRST * 2.0**doublings, BACKOFF_MAX)
+    # After an outage of two hours the power would be no float.
+    return min(BACKOFF_FIRST * 2.0 ** min(failures, DOUBLINGS), BACKOFF_MAX)
 
 
 def _see_frames(connection: AbstractConnection) -> None:

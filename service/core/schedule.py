@@ -212,7 +212,9 @@ class TokenBucket:
         self.rate = rate
         self.burst = max(1.0, rate)
         self._tokens = self.burst
-        self._unused = 0.0
+        self._unused = (
+            0.0  # of what was earned beyond the burst since the last one was taken, at most one
+        )
         self._filled_at: float | None = None
 
     def take(self, now: float) -> bool:

@@ -142,11 +142,14 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
 
 
 def _stamps(files: TlsFiles) -> tuple[int, ...]:
-    stamps = []
+    stamps: list[int] = []
     for path in (files.ca_file, files.client_cert_file, files.client_key_file):
         if path is not None:
             with _using(path):
-                stamps.append(Path(path).stat().st_mtime_ns)
+                seen = Path(
+                    path
+                ).stat()  # of a link what it leads to; some trees have one time for all
+                stamps += (seen.st_ino, seen.st_size, seen.st_mtime_ns)
     return tuple(stamps)
 
 
