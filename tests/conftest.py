@@ -46,7 +46,8 @@ def broker(request: pytest.FixtureRequest) -> Iterator[PrivateBroker | ForeignBr
     with PrivateBroker() as private:
         yield private
         if request.session.testsfailed:
-            _keep(request.config, private.output[-_BROKER_LOG_SHOWN:])
+            log = (private.folder / "rabbitmq.log").read_text(errors="replace")
+            _keep(request.config, f"{private.output}\n{log}"[-_BROKER_LOG_SHOWN:])
 
 
 def _keep(config: pytest.Config, log: str) -> None:
@@ -83,10 +84,12 @@ class Leftovers:
 
     RabbitMQ 3.10 does not survive it sooner: a queue that is deleted while the process starts that passes its
     dead letters on takes the supervisor of all of these with it, and no such queue works after that.
+    These processes start anew with the broker.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._kept = False
         self._waiting: deque[tuple[float, list[str], list[str]]] = deque()
 
     def add(self, queues: list[str], exchanges: list[str]) -> None:
@@ -94,8 +97,13 @@ class Leftovers:
         self.delete()
         self._waiting.append((time.monotonic(), queues, exchanges))
 
+    def keep(self) -> None:
+        """Delete nothing until `begin_again`: the broker may start at any time."""
+        self._kept = True
+
     def begin_again(self) -> None:
-        """Wait for all of them from now on: the broker has started again."""
+        """Wait for all of them from now on: the broker may have started a moment ago."""
+        self._kept = False
         now = time.monotonic()
         self._waiting = deque((now, queues, exchanges) for _, queues, exchanges in self._waiting)
 
@@ -103,7 +111,7 @@ class Leftovers:
         """Delete what was added long enough ago."""
         queues: list[str] = []
         exchanges: list[str] = []
-        while self._waiting and self._waiting[0][0] + SETTLED < time.monotonic():
+        while not self._kept and self._waiting and self._waiting[0][0] + SETTLED < time.monotonic():
             _, some_queues, some_exchanges = self._waiting.popleft()
             queues += some_queues
             exchanges += some_exchanges
@@ -126,6 +134,7 @@ def node(broker: PrivateBroker | ForeignBroker, leftovers: Leftovers) -> Iterato
     """The broker for tests that stop, kill or administer it; it runs again after each."""
     if isinstance(broker, ForeignBroker):
         pytest.skip("needs to stop the broker, and the one at AMQP_URL is not ours to stop")
+    leftovers.keep()
     yield broker
     broker.start()
     leftovers.begin_again()

@@ -315,6 +315,8 @@ def resident_bytes(dispatcher: Dispatcher) -> int:
 
 async def test_lies_about_length_end_by_what_they_are(it):
     ok = HEAD + b"Connection: close\r\nContent-Length: %b\r\n\r\n"
+    # Complete without a body: kept, its connection might be taken again just as it closes.
+    unmodified = b"HTTP/1.1 304 X\r\nConnection: close\r\nContent-Length: 9\r\n\r\n"
     await meet(
         it,
         [
@@ -337,7 +339,7 @@ async def test_lies_about_length_end_by_what_they_are(it):
             does("100-204", says(CONTINUE + b"HTTP/1.1 204 X\r\n\r\n{}"), "delivered"),
             does("100s-200", says(CONTINUE * 100 + ok % b"0"), "protocol", "interim"),
             does("503", says(b"HTTP/1.1 503 X\r\nContent-Length: 1\r\n\r\nsurprise!"), "503"),
-            does("304", says(b"HTTP/1.1 304 X\r\nContent-Length: 9\r\n\r\n"), "304", "status 304"),
+            does("304", says(unmodified), "304", "status 304"),
         ],
     )  # fmt: skip
 
