@@ -405,6 +405,7 @@ CATALOGUE: tuple[LogEvent, ...] = (
                 "The frames that it came through, without values; the last 8,000 characters."
             ),
         },
+        {"subscription_id": text("Whose delivery it was, where it was one of several.")},
         flaps=Flapping("fault", ("where",)),
     ),
 )

@@ -267,8 +267,8 @@ class Dispatcher:
         try:
             return await self._deliverer.carry(delivery, subscription, prepared, budget, message)
         except Exception as error:  # noqa: BLE001 - nobody knows what a fault is
-            where = f"{budget.lane} lane, subscription {delivery.subscription_id}"
-            tell_fault(self._log, where, error)
+            of = delivery.subscription_id
+            tell_fault(self._log, f"{budget.lane} lane", error, subscription_id=of)
             return not message.lost and await self._deliverer.carry_later(delivery)
 
     async def _split(self, message: Message, event: Event, wanting: Sequence[Subscription]) -> None:

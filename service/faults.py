@@ -14,13 +14,14 @@ STACK_KEPT: Final = 8000
 _MOST_CAUSES: Final = 10
 
 
-def tell_fault(log: Log, where: str, error: Exception) -> None:
-    """Write the line of a fault in this part of the program."""
+def tell_fault(log: Log, where: str, error: Exception, **about: str) -> None:
+    """Write the line of a fault in this part of the program, with what it was about where that is known."""
     log.error(
         "service.fault",
         where=where,
         error=f"{type(error).__name__}: {error}"[:ERROR_KEPT],
         stack=_stack(error)[-STACK_KEPT:],
+        **about,
     )
 
 

@@ -42,8 +42,8 @@ def deliver(faults: int) -> World:
 def test_a_fault_in_one_delivery_is_told_and_only_that_one_comes_again():
     world = deliver(faults=3)
     assert sorted(one.url for one in world.receivers.requests) == [FAULTY, SOUND]
-    assert [fault["where"] for fault in world.log.faults] == [
-        "intake lane, subscription faulty", "backlog lane", "backlog lane",
+    assert [(fault["where"], fault.get("subscription_id")) for fault in world.log.faults] == [
+        ("intake lane", "faulty"), ("backlog lane", None), ("backlog lane", None),
     ]  # fmt: skip
     assert {fault["error"] for fault in world.log.faults} == {
         "ZeroDivisionError: a fault of this program"

@@ -155,6 +155,32 @@ async def test_a_link_that_leads_elsewhere_is_taken_up_where_all_files_have_one_
     assert await contexts.get(files) is not before
 
 
+async def test_a_file_system_that_hangs_puts_no_certificate_out_of_force_and_stops_nobody_else(
+    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging, free = TlsFiles(authority.ca_file), TlsFiles(Authority(tmp_path, "other").ca_file)
+    clock, may_go_on, hung = Clock(), threading.Event(), threading.Event()
+    contexts = TlsContexts(clock)
+    good = await contexts.get(hanging)
+    look = tls_module._stamps
+
+    def hangs(files: TlsFiles) -> tuple[int, ...]:
+        if files == hanging:
+            hung.set()
+            assert may_go_on.wait(20.0)
+        return look(files)
+
+    monkeypatch.setattr(tls_module, "_stamps", hangs)
+    monkeypatch.setattr(tls_module, "_PATIENCE", 0.1)
+    clock.ahead += 2
+    assert await asyncio.gather(*(contexts.get(hanging) for _ in range(3))) == [good] * 3
+    assert hung.is_set()
+    assert await contexts.get(free) is not good
+    may_go_on.set()
+    await until(lambda: not contexts._looks)
+    assert await contexts.get(hanging) is good
+
+
 @pytest.mark.parametrize("name", ["ca_file", "client_cert_file", "client_key_file"])
 @pytest.mark.parametrize("cut", [0, 100, None])  # bytes that are left, None: no file
 async def test_certificates_in_use_stay_in_force_where_their_files_go_bad(

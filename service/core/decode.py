@@ -198,21 +198,25 @@ def _structured_data(
 
 
 def _member(text: str, name: str, *, last: bool) -> str:
-    """Return the text of a member of a JSON object that is valid and has the member once.
-
-    The last member ends where the object does, so that its value, often most of the text, need not
-    be walked through.
-    """
+    """Return the text of a member of a JSON object that is valid and has the member once."""
     at = _BLANK.match(text).end() + 1  # type: ignore[union-attr]  # a blank may be empty
     while True:
         key, at = _SKIP.raw_decode(text, _after_blank(text, at))
         start = _after_blank(text, _after_blank(text, at) + 1)
-        if key == name and last:
-            return text[start : text.rindex("}")].rstrip(" \t\r\n")
-        _, end = _SKIP.raw_decode(text, start)
         if key == name:
-            return text[start:end]
+            end = text.rindex("}") if last else _value_end(text, start)
+            return text[start:end].rstrip(" \t\r\n")
+        _, end = _SKIP.raw_decode(text, start)
         at = _after_blank(text, end) + 1
+
+
+def _value_end(text: str, start: int) -> int:
+    """Return where what follows a value begins, as orjson, the fastest reader of one, complains of it."""
+    try:
+        orjson.loads(text[start:])
+    except orjson.JSONDecodeError as error:
+        return start + error.pos
+    return len(text)
 
 
 def _after_blank(text: str, at: int) -> int:

@@ -2,7 +2,7 @@
 
 Certificates are always verified, and nothing older than TLS 1.2 is spoken.  Contexts are kept per
 `TlsFiles`, since connections are pooled by context, and made anew when a file changes.  The law here: files
-that cannot be used put nothing out of force that was good before.
+that cannot be used, or not be read in time, put nothing out of force that was good before.
 """
 
 import asyncio
@@ -15,9 +15,12 @@ from pathlib import Path
 
 from service.clock import Clock
 from service.core.subscription import TlsFiles
+from service.webhook.threads import in_own_thread
 
 _KEPT = 128  # contexts; one that trusts the system's authorities takes about a megabyte
 _FRESH = 1.0  # seconds until the files of a context are looked at again
+_PATIENCE = 1.0  # seconds that those who could use what there is wait for such a look
+_LOOKS = 32  # at once: a file system that hangs has a thread for each
 
 # TLS 1.2 with a key exchange over curves alone: of a Diffie-Hellman group the server chooses the size, and one of
 # 10,000 bits costs us a second of CPU a handshake.
@@ -66,6 +69,7 @@ class TlsContexts:
         self._clock = clock
         self._kept: OrderedDict[TlsFiles, _Kept] = OrderedDict()
         self._looks: dict[TlsFiles, asyncio.Task[_Kept | TlsFilesError]] = {}
+        self._room = asyncio.Semaphore(_LOOKS)
 
     async def get(self, files: TlsFiles) -> ssl.SSLContext:
         """Return the context of `files` as they are now, or as they were when they could last be used.
@@ -81,7 +85,10 @@ class TlsContexts:
             look = self._looks[files] = asyncio.create_task(self._look(files))
             look.add_done_callback(lambda _: self._looks.pop(files))
         # All who need these files wait for one look, and none of them ends it for the others.
-        found = await asyncio.shield(look)
+        await asyncio.wait([look], timeout=None if kept is None else _PATIENCE)
+        if kept is not None and not look.done():
+            return kept.context
+        found = look.result()
         if isinstance(found, TlsFilesError):
             raise found
         return found.context
@@ -90,14 +97,14 @@ class TlsContexts:
         """Look at the files, and build their context where they have changed; an error where there is none."""
         kept = self._kept.get(files)
         try:
-            stamps = _stamps(files)
-            if kept is None or kept.stamps != stamps:
-                # Reading the system's authorities takes tens of milliseconds.
-                context = await _in_thread(files)
-                kept = _Kept(stamps, context, 0.0)
+            async with self._room:
+                kept = await in_own_thread(_read, files, kept)
         except TlsFilesError as error:
             if kept is None:
                 return error
+        except OSError as error:
+            if kept is None:
+                return TlsFilesError(f"certificate files: {error.strerror} to read them in")
         kept.looked_at = self._clock.monotonic()
         self._keep(files, kept)
         return kept
@@ -119,12 +126,12 @@ def describe(error: ssl.SSLError) -> str:
     return _REASON_TEXTS.get(reason) or reason.replace("_", " ").lower()
 
 
-async def _in_thread(files: TlsFiles) -> ssl.SSLContext:
-    try:
-        built = asyncio.get_running_loop().run_in_executor(None, _context, files)
-    except RuntimeError as error:
-        raise TlsFilesError("certificate files: no thread to read them in") from error
-    return await built
+def _read(files: TlsFiles, kept: _Kept | None) -> _Kept:
+    """Return what is kept, where the files are those that it was made of, or what is to be kept from now on."""
+    stamps = _stamps(files)
+    if kept is not None and kept.stamps == stamps:
+        return kept
+    return _Kept(stamps, _context(files), 0.0)
 
 
 def _context(files: TlsFiles) -> ssl.SSLContext:
