@@ -10,6 +10,7 @@ from typing import Any
 
 import pika  # type: ignore[import-untyped]
 import pytest
+from hypothesis import settings
 
 from service.rabbitmq import PrivateBroker
 
@@ -22,7 +23,12 @@ _BROKER_LOGS = pytest.StashKey[list[str]]()
 
 
 def pytest_configure() -> None:
-    """Have SIGINT not ignored: a shell that runs the tests in the background has children inherit that."""
+    """Have SIGINT not ignored: a shell that runs the tests in the background has children inherit that.
+
+    And have no example fail for what else the machine does.
+    """
+    settings.register_profile("tests", deadline=None)
+    settings.load_profile("tests")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

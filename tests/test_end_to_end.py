@@ -54,11 +54,9 @@ async def test_a_refused_first_target_costs_no_time_and_no_second_copy(it):
         dispatcher = await it.dispatcher(
             subscription("a", "http://127.0.0.1:1/x", receiver.url, balance="failover")
         )
-        started = time.monotonic()
         await publish(it, "order.shipped")
-        [request] = await receiver.wait_for(1)
-        assert request.at - started < 1.0
-        await dispatcher.line("attempt.succeeded")
+        delivered = await dispatcher.line("attempt.succeeded")
+        assert (delivered["round"], delivered["lane"]) == (1, "intake")
         assert await dispatcher.stop() == 0
     assert len(receiver.requests) == 1
     [failed] = dispatcher.of("attempt.failed")
@@ -358,8 +356,9 @@ async def test_a_saturated_target_takes_the_rest_later_and_each_once(it):
         dispatcher = await it.dispatcher(
             subscription("s", {"url": receiver.url, "max_in_flight": 2})
         )
-        for number in range(40):
-            await publish(it, "order.shipped", {"n": number})
+        async with Publisher(it.amqp_url, it.exchange) as publisher:
+            for number in range(40):
+                await publisher.publish("order.shipped", {"n": number})
         await receiver.wait_for(40, 40)
         await dispatcher.line("attempt.succeeded", 40)
         assert dispatcher.of("delivery.deferred", cause="saturated")
