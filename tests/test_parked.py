@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from aiormq import Channel
 from aiormq.exceptions import DeliveryError
 from pamqp.commands import Basic
 
@@ -795,6 +796,40 @@ async def test_an_alarm_that_holds_a_walk_up_is_named(it, node, monkeypatch):
                 )
         finally:
             node.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+async def test_a_queue_whose_leader_is_slow_to_answer_is_not_taken_for_an_empty_one(
+    it, node, monkeypatch
+):
+    await bury(it, *(delivery(number) for number in range(3)))
+    leader = f"whereis('%2F_{it.prefix}.dead')"
+    counted: list[int | None] = []
+    declare, get = Channel.queue_declare, Channel.basic_get
+
+    async def declares(*arguments: Any, **more: Any) -> Any:
+        node.ctl("eval", f"sys:suspend({leader}).")
+        found = await declare(*arguments, **more)
+        counted.append(found.message_count)
+        return found
+
+    async def gets(*arguments: Any, **more: Any) -> Any:
+        node.ctl("eval", f"sys:resume({leader}).")
+        return await get(*arguments, **more)
+
+    monkeypatch.setattr(Channel, "queue_declare", declares)
+    monkeypatch.setattr(Channel, "basic_get", gets)
+    seen: list[Parked] = []
+
+    def see(found: Parked) -> bool:
+        seen.append(found)
+        return True
+
+    async with connected(Address([it.amqp_url])) as connection:
+        await ParkedQueue(connection, f"{it.prefix}.dead").look(see)
+    assert counted == [0]
+    assert [codec.read_dead_letter(one.properties.headers, one.body).delivery for one in seen] == [
+        delivery(number) for number in range(3)
+    ]
 
 
 async def _at_least(count: Callable[[], Awaitable[int]], wanted: int) -> bool:
