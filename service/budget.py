@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from service.core.delivery import DeferCause
 from service.core.health import TargetState, Unavailable
-from service.core.subscription import Balance
 from service.states import SubscriptionState
 
 WAIT_EXPECTED = 2.0
@@ -109,12 +108,15 @@ class Budget:
         return max(1, (self.limit - self.in_use) // 2)
 
     def has_more_for(self, targets: Sequence[TargetState]) -> bool:
-        """Tell whether one of these targets may have another attempt beside the one that is about to begin."""
+        """Tell whether these targets may have another attempt beside the one that is about to begin."""
+        if self.in_use >= self.limit:
+            return False
         share = self.share
-        return self.in_use < self.limit and any(
-            self._held[target] + 1 < share and target.in_flight + 1 < target.target.max_in_flight
+        places = (
+            min(share - self._held[target], target.target.max_in_flight - target.in_flight)
             for target in targets
         )
+        return sum(max(0, free) for free in places) > 1
 
     def open_to(self, state: SubscriptionState, now: float) -> list[TargetState] | Unavailable:
         """Return the targets of a subscription that an attempt can be made at now, or why none can.
@@ -126,25 +128,24 @@ class Budget:
         candidates = state.candidates((), now)
         if not candidates:
             return state.obstacle(now)
-        if self.slow_in_use >= self.slow_limit and any(c.is_slow(now) for c in candidates):
-            return Unavailable(DeferCause.SLOW, now)
         # That the lane is full of others is no reason for a backup, or for the next in order.
-        preferred = [one for one in candidates if not one.target.backup] or candidates
-        if state.subscription.balance is Balance.FAILOVER:
-            preferred = preferred[:1]
+        preferred = state.preferred(candidates)
+        if self.slow_in_use >= self.slow_limit and any(one.is_slow(now) for one in preferred):
+            return Unavailable(DeferCause.SLOW, now)
         share = self.share
         roomy = [candidate for candidate in preferred if self._held[candidate] < share]
         return roomy or Unavailable(DeferCause.SATURATED, now)
 
 
-def worth_waiting(state: SubscriptionState, obstacle: Unavailable, now: float) -> bool:
-    """Tell whether room is likely soon: a prompt target is only busy, and the line is short.
+def worth_waiting(state: SubscriptionState, lane: str, obstacle: Unavailable, now: float) -> bool:
+    """Tell whether room is likely soon: a prompt target is only busy, and the line of the lane is short.
 
     A trip through the broker takes a second at the least and costs a publish; a prompt target has room
-    again after milliseconds.
+    again after milliseconds.  Lanes with a line each take turns.
     """
     if obstacle.cause is not DeferCause.SATURATED:
         return False
     if state.is_slow(now):
         return False
-    return state.waiting < WAIT_EXPECTED * state.capacity(now)
+    before = state.waiting_in(lane) * state.lines_beside(lane)
+    return before < WAIT_EXPECTED * state.capacity(now)

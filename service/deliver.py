@@ -197,9 +197,10 @@ class Deliverer:
 
     async def _without_subscription(self, delivery: Delivery, now: float) -> bool:
         """Give a subscription that this replica has not read yet some time to appear."""
-        missed_for = self._states.missed_for(delivery.subscription_id, self._clock.monotonic())
-        if self._states.was_removed(delivery.subscription_id) or (
-            delivery.deferrals >= UNKNOWN_DEFERRALS and missed_for >= UNKNOWN_FOR
+        name, states = delivery.subscription_id, self._states
+        if states.was_removed(name) or (
+            states.missed_for(name, self._clock.monotonic()) >= UNKNOWN_FOR
+            and delivery.deferrals >= UNKNOWN_DEFERRALS
         ):
             return await self._bury(delivery, Reason.SUBSCRIPTION_REMOVED)
         delay = ejected_delay(delivery.deferrals, 0.0, _jitter())
@@ -207,13 +208,12 @@ class Deliverer:
 
     async def _round(self, run: _Round, budget: Budget, work: Work) -> Decision:
         """Run a round, or say why it does not begin; a short wait in line for room is part of it."""
-        state, deadline = run.state, 0.0
-        is_first = not state.waiting_in(budget.lane)
+        state, deadline, had_turn = run.state, 0.0, False
         while True:
             crowded = budget.in_use >= budget.limit
             if crowded:
                 await budget.room()
-                is_first = is_first or not state.waiting_in(budget.lane)
+            is_first = had_turn or not state.waiting_in(budget.lane)
             now = self._clock.monotonic()
             found = budget.open_to(state, now)
             if isinstance(found, list) and is_first:
@@ -223,11 +223,11 @@ class Deliverer:
             if isinstance(found, list):
                 found = Unavailable(DeferCause.SATURATED, now)
             deadline = deadline or now + WAIT_LIMIT
-            if now >= deadline or not worth_waiting(state, found, now):
+            if now >= deadline or not worth_waiting(state, budget.lane, found, now):
                 state.wake()  # what holds for this one may hold for those in line
                 return self._refuse(run, found, budget, now)
             await state.wait(budget.lane, deadline - now, is_first=is_first)
-            is_first = True
+            had_turn = True
 
     async def _begin(
         self, run: _Round, targets: list[TargetState], budget: Budget, work: Work, now: float
@@ -241,8 +241,9 @@ class Deliverer:
             state.wake()
             return self._in_line(run, limit, now, now)
         run.latest = now + min(ROUND_LIMIT, HELD_LIMIT - state.subscription.timeout)
-        slow = state.is_slow(now)
+        slow = any(target.is_slow(now) for target in targets)
         budget.begin(slow=slow)
+        state.goes_on(budget.lane)
         # As many go on as may, not one for each that ends.
         if state.waiting_in(budget.lane) and budget.has_more_for(targets):
             state.wake_in(budget.lane)

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from service.core.delivery import DeferCause
 from service.core.health import TargetState, Unavailable
 from service.core.schedule import Line, ReturnLines, Returns, TokenBucket
-from service.core.subscription import Subscription
+from service.core.subscription import Balance, Subscription
 
 MISSED_KEPT = 10_000
 """Unknown subscriptions of which it is known since when."""
+MISSED_FOR = 3600.0
+"""Seconds for which it is, if others are to be kept: in these, each delivery has come back (`EJECTED_MAX`)."""
 
 
 class SubscriptionState:
@@ -50,17 +52,18 @@ class SubscriptionState:
             state for state in self.targets if state not in tried and state.unavailable(now) is None
         ]
 
-    def is_slow(self, now: float) -> bool:
-        """Tell whether any of the targets in the rotation is slow."""
-        return any(state.is_slow(now) for state in self._usable if not state.is_ejected(now))
+    def preferred(self, candidates: list[TargetState]) -> list[TargetState]:
+        """Return those of the candidates that a round begins with: no backup, and of an order the first."""
+        regular = [one for one in candidates if not one.target.backup] or candidates
+        return regular[:1] if self.subscription.balance is Balance.FAILOVER else regular
 
-    @property
-    def waiting(self) -> int:
-        """Return how many deliveries wait for a target of this subscription to have room."""
-        return sum(map(self.waiting_in, self._waiting))
+    def is_slow(self, now: float) -> bool:
+        """Tell whether any of the targets that a round would begin with is slow."""
+        there = [one for one in self._usable if not one.is_ejected(now)]
+        return any(one.is_slow(now) for one in self.preferred(there))
 
     def waiting_in(self, lane: str) -> int:
-        """Return how many of them a lane has: each has a line of its own, as each has a share of its own."""
+        """Return how many deliveries of a lane wait for room: each has a line, as each has a share of its own."""
         line = self._waiting.get(lane)
         # Those that gave up go first, as they came first; taking each out at once would walk the line.
         while line and line[0].done():
@@ -85,8 +88,17 @@ class SubscriptionState:
         finally:
             timer.cancel()
 
+    def lines_beside(self, lane: str) -> int:
+        """Return how many lanes would take turns if one more delivery of this lane waited."""
+        return 1 + sum(1 for other in self._waiting if other != lane and self.waiting_in(other))
+
+    def goes_on(self, lane: str) -> None:
+        """Note that a delivery of a lane has its turn: the other lanes have the next."""
+        if lane in self._waiting:
+            self._waiting[lane] = self._waiting.pop(lane)
+
     def wake(self) -> None:
-        """Let the first in line look again, in each lane."""
+        """Let the first in line look again, in each lane, in the order of their turns."""
         for lane in self._waiting:
             self.wake_in(lane)
 
@@ -263,12 +275,18 @@ class States:
     def missed_for(self, subscription_id: str, now: float) -> float:
         """Return for how many seconds a subscription has been missed here, 0 where this is the first time.
 
-        `now` in monotonic seconds.  Where very many are missed, those of longest ago count as new again.
+        `now` in monotonic seconds.  Where very many are missed, some begin to be when others have had their time.
         """
-        since = self._missed_at.setdefault(subscription_id, now)
-        if len(self._missed_at) > MISSED_KEPT:
-            del self._missed_at[next(iter(self._missed_at))]
-        return now - since
+        since = self._missed_at.get(subscription_id)
+        if since is not None:
+            return now - since
+        if len(self._missed_at) >= MISSED_KEPT:
+            longest = next(iter(self._missed_at))
+            if now - self._missed_at[longest] < MISSED_FOR:
+                return 0.0
+            del self._missed_at[longest]
+        self._missed_at[subscription_id] = now
+        return 0.0
 
     def health(self, now: float) -> Health:
         """Return how the targets used so far are; `now` in monotonic seconds."""

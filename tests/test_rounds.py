@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from service import states as states_module
 from service.budget import Budget
 from service.core.delivery import (
     Answered,
@@ -145,6 +146,78 @@ def test_retries_that_wait_for_their_own_lane_hold_up_no_first_attempts():
     it.run(course())
 
 
+@pytest.mark.parametrize("first", ["intake", "backlog"])
+@pytest.mark.parametrize(("new", "old"), [(60, 20), (38, 60)])
+def test_lanes_take_turns_at_a_target_that_is_too_busy_for_both(first, new, old):
+    it = Rig(answers_after({"s": 0.1}))
+    subscription = wants("s", Target("https://s.example/", max_in_flight=4))
+    budgets = {"intake": Budget("intake", 512, 128), "backlog": Budget("backlog", 256, 192)}
+    rounds, came = {"intake": 1, "backlog": 2}, {"intake": 60 * new, "backlog": 60 * old}
+
+    async def come(lane: str, rate: int) -> list[asyncio.Task[float]]:
+        await asyncio.sleep(0.0 if lane == first else 0.5)
+        carried = []
+        for _ in range(came[lane]):
+            told = it.carry(subscription, budgets[lane], round=rounds[lane])
+            carried.append(asyncio.create_task(told))
+            await asyncio.sleep(1 / rate)
+        return carried
+
+    async def course() -> None:
+        for carried in await asyncio.gather(come("intake", new), come("backlog", old)):
+            await asyncio.gather(*carried)
+
+    it.run(course())
+    for lane, round_ in rounds.items():
+        put_off = sum(one.round == round_ for one in it.put)
+        assert came[lane] - put_off > min(came[lane], 60 * 40 / 2) * 0.95, lane
+
+
+@pytest.mark.parametrize(("targets", "at_once", "rate"), [(4, 1, 30), (2, 1, 15), (8, 2, 120)])
+def test_a_line_for_several_targets_is_worked_off(targets, at_once, rate):
+    it = Rig(answers_after({"s": 0.1}))
+    subscription = wants(
+        "s",
+        *(Target(f"https://s{n}.example/", max_in_flight=at_once) for n in range(targets)),
+    )
+    budget = Budget("intake", 512, 128)
+
+    async def course() -> None:
+        for target in it.states.of(subscription).targets[1:]:
+            target.throttled_until = it.clock.monotonic() + 2.0
+        carried = []
+        for _ in range(20 * rate):
+            carried.append(asyncio.create_task(it.carry(subscription, budget)))
+            await asyncio.sleep(1 / rate)
+        took = await asyncio.gather(*carried)
+        assert max(took[-5 * rate :]) < 0.11
+
+    it.run(course())
+
+
+def test_those_who_waited_for_room_keep_their_order():
+    it = Rig(answers_after({"s": 0.25, "o": 1.0}))
+    narrow = wants("s", Target("https://s.example/", max_in_flight=1))
+    budget, ended = Budget("intake", 8, 8), []
+
+    async def carry(number: int) -> None:
+        await it.carry(narrow, budget)
+        ended.append(number)
+
+    async def course() -> None:
+        others = [asyncio.create_task(it.carry(wants(f"o{n}"), budget)) for n in range(8)]
+        await asyncio.sleep(0.1)
+        carried = []
+        for number in range(10):
+            carried.append(asyncio.create_task(carry(number)))
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*carried, *others)
+
+    it.run(course())
+    assert ended == [*range(10)]
+    assert not it.put
+
+
 def test_a_line_that_has_gone_on_meanwhile_is_not_waited_for():
     it = Rig(answers_after({"h": 0.3, "s": 0.05, "k": 0.12, "x": 0.1, "y": 0.1}))
     h, k, x, y = (
@@ -199,6 +272,20 @@ def test_a_delivery_that_was_put_off_for_other_reasons_gives_a_new_subscription_
     assert it.buried == [Reason.SUBSCRIPTION_REMOVED]
 
 
+def test_of_very_many_unknown_subscriptions_all_are_given_up_in_the_end(monkeypatch):
+    monkeypatch.setattr(states_module, "MISSED_KEPT", 10)
+    states, hours, given_up = States(1), 0, set[str]()
+    names = {f"s{n}" for n in range(35)}
+    while given_up < names:
+        assert hours < 4
+        for minute in range(0, 60, 10):
+            now = 3600.0 * hours + 60.0 * minute
+            left = sorted(names - given_up)
+            given_up |= {name for name in left if states.missed_for(name, now) > 0.0}
+        hours += 1
+    assert hours == 4
+
+
 A, B = Target("https://a.example/"), Target("https://b.example/")
 BACKUP = Target("https://b.example/", backup=True)
 
@@ -215,6 +302,25 @@ def test_a_lane_full_of_others_sends_nothing_to_who_stands_in(subscription):
         state.targets[0].begin(0.0)
         budget.hold(state.targets[0])
     assert budget.open_to(state, 0.0) == Unavailable(DeferCause.SATURATED, 0.0)
+
+
+@pytest.mark.parametrize(
+    "subscription",
+    [wants("s", A, BACKUP), wants("s", A, B, balance=Balance.FAILOVER)],
+    ids=["backup", "failover"],
+)
+def test_one_who_stands_in_and_was_slow_once_makes_nobody_slow(subscription):
+    states, budget = States(1), Budget("intake", 512, 128, slow_in_use=128)
+    state = states.of(subscription)
+    first, second = state.targets
+    for target, seconds in ((first, 0.01), (second, 5.0)):
+        ticket = target.begin(0.0)
+        target.end(ticket, Answered(200, seconds), seconds, 0.0)
+    assert not state.is_slow(60.0)
+    assert budget.open_to(state, 60.0) == [first]
+    first.ejected_until = 90.0
+    assert state.is_slow(60.0)
+    assert budget.open_to(state, 60.0) == Unavailable(DeferCause.SLOW, 60.0)
 
 
 def test_a_lane_counts_its_own_attempts_only():

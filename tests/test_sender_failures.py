@@ -329,6 +329,10 @@ async def test_a_lack_of_ours_at_one_address_of_several_is_no_fault_of_the_targe
     assert outcome.detail.endswith("no connection: Cannot assign requested address")
     numbers[socket.AF_INET] = errno.ECONNREFUSED
     assert (await attempt("http://hooks.example.com/")).kind is FailureKind.CONNECT
+    numbers[socket.AF_INET6] = errno.EADDRNOTAVAIL  # a machine without IPv6
+    assert (await attempt("http://hooks.example.com/")).kind is FailureKind.CONNECT
+    numbers[socket.AF_INET6] = errno.EMFILE
+    assert (await attempt("http://hooks.example.com/")).kind is FailureKind.LOCAL
 
 
 def test_certificate_files_that_we_lack_descriptors_for_are_no_fault_of_the_target() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from service.clock import SystemClock
 from service.core.address import EgressRules
-from service.core.delivery import Answered, FailureKind
+from service.core.delivery import Answered, Failed, FailureKind
 from service.core.subscription import TlsFiles
 from service.webhook import tls as tls_module
 from service.webhook.sender import WebhookSender
@@ -171,14 +171,35 @@ async def test_a_file_system_that_hangs_puts_no_certificate_out_of_force_and_sto
         return look(files)
 
     monkeypatch.setattr(tls_module, "_stamps", hangs)
-    monkeypatch.setattr(tls_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(tls_module, "_PATIENCE", 0.5)
     clock.ahead += 2
     assert await asyncio.gather(*(contexts.get(hanging) for _ in range(3))) == [good] * 3
     assert hung.is_set()
+    await asyncio.sleep(0.5)
+    with pytest.raises(StopIteration) as returned:
+        contexts.get(hanging).send(None)  # at once: nobody waits for this look any more
+    assert returned.value.value is good
     assert await contexts.get(free) is not good
+    monkeypatch.setattr(tls_module, "_AT_MOST", 0.1)
+    with pytest.raises(TlsFilesError, match="in time"):
+        await TlsContexts(clock).get(hanging)
     may_go_on.set()
     await until(lambda: not contexts._looks)
     assert await contexts.get(hanging) is good
+
+
+async def test_certificates_that_are_not_read_in_time_are_no_fault_of_the_target(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = Builds(monkeypatch)
+    to = subscribe("https://127.0.0.1:1/", tls=TlsFiles(authority.ca_file), timeout=0.2)
+    async with WebhookSender(rules=LOOPBACK) as sender:
+        builds.may_end.clear()
+        outcome = await send(sender, to)
+        builds.may_end.set()
+    assert isinstance(outcome, Failed)
+    assert outcome.kind is FailureKind.LOCAL
+    assert "could not be read in time" in outcome.detail
 
 
 @pytest.mark.parametrize("name", ["ca_file", "client_cert_file", "client_key_file"])

@@ -20,6 +20,7 @@ _CLOSED_EARLY = "connection closed while it was made"
 _OUR_LACK = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 )
+_NO_WAY = frozenset({errno.ENETUNREACH, errno.EAFNOSUPPORT})
 _RESET_ERRORS = frozenset({errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ESHUTDOWN})
 
 
@@ -93,7 +94,12 @@ def _refusal(error: BaseException) -> ssl.SSLError | None:
 
 def _lack(error: BaseException) -> int | None:
     """Return the number of the error where our own machine was short of something, if that was it."""
-    return next(iter(os_errors(error) & _OUR_LACK), None)
+    found = os_errors(error)
+    lacks = found & _OUR_LACK
+    if found - lacks - _NO_WAY:
+        # Without IPv6 there is no address to reach one of a name's from; what became of the others counts.
+        lacks -= {errno.EADDRNOTAVAIL}
+    return next(iter(lacks), None)
 
 
 def _connected(error: Exception, seen: Observation) -> tuple[FailureKind, str]:

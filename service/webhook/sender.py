@@ -24,7 +24,7 @@ from service.webhook.failures import failure, let_go, one_line
 from service.webhook.formats import Content
 from service.webhook.protocol import Observation
 from service.webhook.route import Route, Routes
-from service.webhook.tls import TlsContexts
+from service.webhook.tls import TlsContexts, not_read_in_time
 
 _START_LENGTH = 512  # characters of an answer's body that are kept
 _ASLEEP = 1.0  # seconds of a stop of ours from which on a timeout tells nothing of the target
@@ -109,6 +109,8 @@ class WebhookSender:
             if isinstance(error, TimeoutError) and asleep > _ASLEEP:
                 detail = f"this process was stopped for {asleep:.0f} s"
                 return Failed(FailureKind.LOCAL, detail, duration, stale_connection=True)
+            if isinstance(error, TimeoutError) and door is None:
+                error = not_read_in_time()
             failed = failure(error, seen, place=route.place, duration=duration)
             if isinstance(failed, Failed) and failed.stale_connection and door:
                 # What put an end to this one may have put one to those beside it: the repeat needs a new one.

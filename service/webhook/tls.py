@@ -19,7 +19,8 @@ from service.webhook.threads import in_own_thread
 
 _KEPT = 128  # contexts; one that trusts the system's authorities takes about a megabyte
 _FRESH = 1.0  # seconds until the files of a context are looked at again
-_PATIENCE = 1.0  # seconds that those who could use what there is wait for such a look
+_PATIENCE = 0.5  # seconds of such a look for which those wait who could use what there is
+_AT_MOST = 4.0  # seconds for which those wait that could not
 _LOOKS = 32  # at once: a file system that hangs has a thread for each
 
 # TLS 1.2 with a key exchange over curves alone: of a Diffie-Hellman group the server chooses the size, and one of
@@ -61,6 +62,12 @@ class _Kept:
     looked_at: float
 
 
+@dataclass(slots=True)
+class _Look:
+    began: float  # by the event loop's clock
+    found: "asyncio.Task[_Kept | TlsFilesError]"
+
+
 class TlsContexts:
     """The TLS contexts in use: one of the system's authorities, and some of subscriptions' files."""
 
@@ -68,30 +75,38 @@ class TlsContexts:
         self.default = _context(TlsFiles())
         self._clock = clock
         self._kept: OrderedDict[TlsFiles, _Kept] = OrderedDict()
-        self._looks: dict[TlsFiles, asyncio.Task[_Kept | TlsFilesError]] = {}
+        self._looks: dict[TlsFiles, _Look] = {}
         self._room = asyncio.Semaphore(_LOOKS)
 
     async def get(self, files: TlsFiles) -> ssl.SSLContext:
         """Return the context of `files` as they are now, or as they were when they could last be used.
 
-        Raises `TlsFilesError` where they could not be used yet.
+        Raises `TlsFilesError` where they could not be used yet, or not be read in time.
         """
         kept = self._kept.get(files)
         if kept is not None and self._clock.monotonic() - kept.looked_at < _FRESH:
             self._kept.move_to_end(files)
             return kept.context
-        look = self._looks.get(files)
-        if look is None:
-            look = self._looks[files] = asyncio.create_task(self._look(files))
-            look.add_done_callback(lambda _: self._looks.pop(files))
         # All who need these files wait for one look, and none of them ends it for the others.
-        await asyncio.wait([look], timeout=None if kept is None else _PATIENCE)
-        if kept is not None and not look.done():
-            return kept.context
-        found = look.result()
+        found = await self._found(files, _AT_MOST if kept is None else _PATIENCE) or kept
+        if found is None:
+            raise not_read_in_time()
         if isinstance(found, TlsFilesError):
             raise found
         return found.context
+
+    async def _found(self, files: TlsFiles, seconds: float) -> _Kept | TlsFilesError | None:
+        """Return what a look finds, or nothing where it takes longer than this."""
+        loop = asyncio.get_running_loop()
+        look = self._looks.get(files)
+        if look is None:
+            look = _Look(loop.time(), loop.create_task(self._look(files)))
+            self._looks[files] = look
+            look.found.add_done_callback(lambda _: self._looks.pop(files))
+        left = look.began + seconds - loop.time()
+        if left > 0:
+            await asyncio.wait([look.found], timeout=left)
+        return look.found.result() if look.found.done() else None
 
     async def _look(self, files: TlsFiles) -> _Kept | TlsFilesError:
         """Look at the files, and build their context where they have changed; an error where there is none."""
@@ -114,6 +129,11 @@ class TlsContexts:
         self._kept.move_to_end(files)
         if len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
+
+
+def not_read_in_time() -> TlsFilesError:
+    """Return the failure of files that a file system does not give."""
+    return TlsFilesError("certificate files: they could not be read in time")
 
 
 def describe(error: ssl.SSLError) -> str:
