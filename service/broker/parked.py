@@ -284,7 +284,7 @@ class ParkedQueue:
         return channel, count
 
     async def _count_by_taking(self, channel: AbstractChannel) -> int:
-        """Count with the first message in hand, which goes back to its place.
+        """Count with the first message in hand, which goes back: to its place, or to the end where others went back.
 
         A count of 0 may mean that the queue's leader was slow to answer (RabbitMQ 3.10: for 250 ms).
         """
