@@ -43,6 +43,13 @@ def authority(tmp_path: Path) -> Authority:
     return Authority(tmp_path)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> "Clock":
+    """A clock that stands, while looks at files are waited for, however long they take."""
+    monkeypatch.setattr(tls_module, "_PATIENCE", 60.0)
+    return Clock()
+
+
 async def test_a_certificate_of_the_subscriptions_authority_is_accepted(
     authority: Authority,
 ) -> None:
@@ -123,12 +130,13 @@ async def test_connections_of_different_client_certificates_are_not_mixed(
         assert receiver.connections == 2
 
 
-async def test_changed_certificate_files_are_taken_up(authority: Authority, tmp_path: Path) -> None:
+async def test_changed_certificate_files_are_taken_up(
+    authority: Authority, tmp_path: Path, clock: "Clock"
+) -> None:
     other = Authority(tmp_path, "other")
     ca_file = tmp_path / "trusted.pem"
     shutil.copy(other.ca_file, ca_file)
     tls = TlsFiles(ca_file=str(ca_file))
-    clock = Clock()
     async with (
         Recorder(tls=authority.server()) as receiver,
         WebhookSender(rules=LOOPBACK, clock=clock) as sender,
@@ -141,9 +149,9 @@ async def test_changed_certificate_files_are_taken_up(authority: Authority, tmp_
 
 
 async def test_a_link_that_leads_elsewhere_is_taken_up_where_all_files_have_one_time(
-    authority: Authority, tmp_path: Path
+    authority: Authority, tmp_path: Path, clock: "Clock"
 ) -> None:
-    other, link, clock = Authority(tmp_path, "other"), tmp_path / "trusted.pem", Clock()
+    other, link = Authority(tmp_path, "other"), tmp_path / "trusted.pem"
     for file in (authority.ca_file, other.ca_file):
         os.utime(file, (1, 1))
     link.symlink_to(other.ca_file)
@@ -156,10 +164,10 @@ async def test_a_link_that_leads_elsewhere_is_taken_up_where_all_files_have_one_
 
 
 async def test_a_file_system_that_hangs_puts_no_certificate_out_of_force_and_stops_nobody_else(
-    authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    authority: Authority, tmp_path: Path, clock: "Clock", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hanging, free = TlsFiles(authority.ca_file), TlsFiles(Authority(tmp_path, "other").ca_file)
-    clock, may_go_on, hung = Clock(), threading.Event(), threading.Event()
+    may_go_on, hung = threading.Event(), threading.Event()
     contexts = TlsContexts(clock)
     good = await contexts.get(hanging)
     look = tls_module._stamps
@@ -205,10 +213,10 @@ async def test_certificates_that_are_not_read_in_time_are_no_fault_of_the_target
 @pytest.mark.parametrize("name", ["ca_file", "client_cert_file", "client_key_file"])
 @pytest.mark.parametrize("cut", [0, 100, None])  # bytes that are left, None: no file
 async def test_certificates_in_use_stay_in_force_where_their_files_go_bad(
-    authority: Authority, name: str, cut: int | None
+    authority: Authority, clock: "Clock", name: str, cut: int | None
 ) -> None:
     cert, key = authority.issue("dispatcher")
-    files, clock = TlsFiles(authority.ca_file, cert, key), Clock()
+    files = TlsFiles(authority.ca_file, cert, key)
     contexts = TlsContexts(clock)
     good = await contexts.get(files)
     path = Path(getattr(files, name))
@@ -223,11 +231,10 @@ async def test_certificates_in_use_stay_in_force_where_their_files_go_bad(
 
 
 async def test_a_target_is_reached_while_a_rotation_has_changed_only_the_certificate(
-    authority: Authority,
+    authority: Authority, clock: "Clock"
 ) -> None:
     cert, key = authority.issue("dispatcher")
     other, _ = authority.issue("other")
-    clock = Clock()
     async with (
         Recorder(tls=authority.server(demand_client=True)) as receiver,
         WebhookSender(rules=LOOPBACK, clock=clock) as sender,
@@ -348,11 +355,14 @@ def handshake_error(server: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLEr
 class Clock:
     ahead = 0.0
 
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
     def now(self) -> float:
         return time.time() + self.ahead
 
     def monotonic(self) -> float:
-        return time.monotonic() + self.ahead
+        return self._began + self.ahead
 
 
 def replace_with(path: Path, changed: Callable[[bytes], bytes | None]) -> bytes:
@@ -431,8 +441,8 @@ class Unparting:
                 connection, _ = self._listener.accept()
                 tls = self._tls.wrap_socket(connection, server_side=True)
                 tls.recv(65_536)
-                tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
                 self.taken.append(tls)
+                tls.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
 
 def is_left(connection: socket.socket) -> bool:
