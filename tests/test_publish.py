@@ -192,7 +192,8 @@ async def test_an_event_that_would_be_rejected_is_not_published(
         ):
             with pytest.raises(EventRejected):
                 await publisher.publish(event_type, data)
-    assert channel.queue_declare(queue, passive=True).method.message_count == 0
+    # A count of 0 may mean that the queue's leader was slow to answer.
+    assert channel.basic_get(queue)[0] is None
 
 
 async def test_a_full_queue_refuses_the_event(
@@ -327,16 +328,15 @@ class Relay:
 
 
 async def test_a_confirm_that_never_comes_is_an_error_within_the_deadline_and_then_it_recovers(
-    amqp_url: str, queue: str
+    amqp_url: str, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with (
-        Relay(amqp_url) as relay,
-        Publisher(relay.url(amqp_url), queue, timeout=1.0) as publisher,
-    ):
+    async with Relay(amqp_url) as relay, Publisher(relay.url(amqp_url), queue) as publisher:
         relay.silent = True
-        with pytest.raises(BrokerError, match="no confirm within 1 s"):
-            async with asyncio.timeout(2):
-                await publisher.publish("order.created", {})
+        with monkeypatch.context() as patch:
+            patch.setattr(publisher, "_timeout", 1.0)
+            with pytest.raises(BrokerError, match="no confirm within 1 s"):
+                async with asyncio.timeout(20):
+                    await publisher.publish("order.created", {})
         relay.silent = False
         await publisher.publish("order.created", {})
 
@@ -357,13 +357,11 @@ async def test_a_connection_that_dies_before_the_confirm_is_an_error_that_says_w
 
 
 async def test_what_became_of_an_event_whose_id_was_made_can_be_found_out(
-    amqp_url: str, queue: str
+    amqp_url: str, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with (
-        Relay(amqp_url) as relay,
-        Publisher(relay.url(amqp_url), queue, timeout=1.0) as publisher,
-    ):
+    async with Relay(amqp_url) as relay, Publisher(relay.url(amqp_url), queue) as publisher:
         relay.silent = True
+        monkeypatch.setattr(publisher, "_timeout", 1.0)
         with pytest.raises(BrokerError, match=r"the same id, [0-9a-f-]{36}$"):
             await publisher.publish("order.created", {})
 
