@@ -133,26 +133,32 @@ async def test_a_session_that_ends_takes_channels_with_it_that_wait_for_answers(
 
 
 async def test_what_is_refused_for_too_long_ends_the_session(monkeypatch):
-    monkeypatch.setattr(publisher, "NACK_PAUSE", 0.1)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(publishes, "_now", lambda: clock.now)
     session = Session()
-    it = await session.publisher(patience=0.05)
+    it = await session.publisher(patience=60.0)
     refused = publishing(it)
     await turns()
+    clock.now = 59.0
     await session.wire.answer(Basic.Nack(1))
     await until(partial(sent_over_the_second, session, 1))
+    clock.now = 61.0
     await session.wire.answer(Basic.Nack(1), channel=2)
     assert await refused == Unconfirmed("'x' took no message for too long")
     assert session.failures == ["'x' took no message for too long"]
 
 
 async def test_who_has_patience_for_less_is_told_of_the_refusal_and_ends_nothing(monkeypatch):
-    monkeypatch.setattr(publisher, "NACK_PAUSE", 0.1)
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(publishes, "_now", lambda: clock.now)
     session = Session()
     it = await session.publisher()
-    refused = asyncio.create_task(it.publish("x", "", b"x", Basic.Properties(), patience=0.05))
+    refused = asyncio.create_task(it.publish("x", "", b"x", Basic.Properties(), patience=5.0))
     await turns()
+    clock.now = 4.0
     await session.wire.answer(Basic.Nack(1))
     await until(partial(sent_over_the_second, session, 1))
+    clock.now = 6.0
     await session.wire.answer(Basic.Nack(1), channel=2)
     assert await refused == Refused()
     assert not session.failures
