@@ -12,6 +12,7 @@ import pika  # type: ignore[import-untyped]
 import pytest
 from hypothesis import settings
 
+from service import ports
 from service.rabbitmq import PrivateBroker
 
 _QUEUES = ("intake", "deliveries", "dead", "rejected", "unrouted")
@@ -25,8 +26,12 @@ _BROKER_LOGS = pytest.StashKey[list[str]]()
 def pytest_configure() -> None:
     """Have SIGINT not ignored: a shell that runs the tests in the background has children inherit that.
 
-    And have no example fail for what else the machine does.
+    And have no example fail for what else the machine does, and test processes draw from different free ports: what
+    one has drawn and not yet listened on is free to the other.
     """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ports._PORTS = ports._PORTS[worker % workers :: workers]  # type: ignore[misc]
     settings.register_profile("tests", deadline=None)
     settings.load_profile("tests")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
