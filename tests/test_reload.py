@@ -22,7 +22,7 @@ from service.subscriptions.malformed import Malformed
 from service.subscriptions.memory import Memory
 from service.subscriptions.pace import Pace
 from tests.certificates import Authority
-from tests.test_subscriptions import ENVIRON, SECRET, entry, watching, write
+from tests.test_subscriptions import ENVIRON, SECRET, entry, rewrite, watching, write
 
 Reload = Callable[..., Any]
 
@@ -124,7 +124,7 @@ async def test_nothing_of_the_snapshot_before_is_kept_after_a_reload(path: Path)
     async with watching(path) as watched:
         old = weakref.ref(watched.watcher.current)
         watched.loaded.clear()
-        write(path, entry(id="b"))
+        rewrite(path, entry(id="b"))
         await watched.until(lambda: old() is None)
 
 

@@ -718,6 +718,16 @@ def write(path: Path, *entries: Any) -> None:
     path.write_text(json.dumps({"subscriptions": list(entries)}))
 
 
+def rewrite(path: Path, *entries: Any) -> None:
+    """Put another file in the place of one.
+
+    Written in place, a file of the same size would look the same within a tick of the kernel's clock.
+    """
+    fresh = path.with_suffix(".fresh")
+    write(fresh, *entries)
+    fresh.replace(path)
+
+
 async def test_the_first_reading_refuses_bad_files(tmp_path: Path) -> None:
     watched = Watched(tmp_path / "none.yaml")
     with pytest.raises(SubscriptionsError):
@@ -851,7 +861,7 @@ async def test_a_file_that_changes_while_it_is_read_is_read_again(
 
     async with watching(path) as watched:
         monkeypatch.setattr(watch, "read", read_and_write)
-        write(path, entry(id="b"))
+        rewrite(path, entry(id="b"))
         await watched.until(lambda: len(watched.loaded) == 2)
         assert [found.id for found in watched.watcher.current] == ["c", "d"]
 
@@ -878,7 +888,7 @@ async def test_a_file_that_cannot_be_read_is_told_once_and_tried_again(
     async with watching(path) as watched:
         with monkeypatch.context() as failing:
             tried = failing_to(failing, "open", path)
-            write(path, entry(id="b"))
+            rewrite(path, entry(id="b"))
             await watched.until(lambda: len(tried) > 2)
             assert [found.id for found in watched.watcher.current] == ["a"]
         await watched.until(lambda: len(watched.loaded) == 2)
@@ -941,7 +951,7 @@ async def test_waiting_for_a_file_server_makes_no_later_look_rarer(tmp_path: Pat
     clock = LeapingClock()
     async with watching(path, clock=clock) as watched:
         await watched.until(lambda: clock.now_is > 0)
-        write(path, entry(id="b"))
+        rewrite(path, entry(id="b"))
         await watched.until(lambda: len(watched.loaded) == 2)
 
 
