@@ -44,10 +44,14 @@ def begin(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
 
 def living(pids: list[int]) -> list[bool]:
     """Those that run; one that has ended may still wait for its parent to ask."""
-    return [
-        Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()
-        for pid in pids
-    ]
+    return [lives(pid) for pid in pids]
+
+
+def lives(pid: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_killed_program_takes_its_processes_and_its_folder_along(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def has_ended(pid: int) -> bool:
     """Tell whether a process is gone, or only waits to be reaped by whoever adopted it."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 
