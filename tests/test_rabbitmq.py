@@ -190,8 +190,10 @@ def test_the_broker_command_prints_its_url_and_ends_with_a_signal() -> None:
     with program:
         url = program.stdout.readline().strip()
         pika.BlockingConnection(pika.URLParameters(url)).close()
+        its_own = f"RABBITMQ_NODE_PORT={url.rsplit(':', 1)[1].strip('/')}"
+        assert processes_naming(its_own)
         # Two in a row, as an impatient person sends them.
         program.send_signal(signal.SIGINT)
         program.send_signal(signal.SIGTERM)
         assert program.wait(20) == 0
-    assert not processes_naming(f":{url.rsplit(':', 1)[1].strip('/')}")
+    assert eventually(lambda: not processes_naming(its_own)), processes_naming(its_own)
