@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from aiormq import Channel
+from aiormq.abc import AbstractChannel
 from aiormq.exceptions import DeliveryError
 from pamqp.commands import Basic
 
@@ -92,7 +93,16 @@ async def depth(it: Station, name: str) -> int:
     async with connected(Address([it.amqp_url])) as connection:
         channel = await connection.channel()
         found = await channel.queue_declare(f"{it.prefix}.{name}", passive=True)
-        return found.message_count or 0
+        return found.message_count or await count_by_taking(channel, f"{it.prefix}.{name}")
+
+
+async def count_by_taking(channel: AbstractChannel, queue: str) -> int:
+    """Count with the first message in hand: a count of 0 may mean that the queue's leader was slow to answer."""
+    first = (await channel.basic_get(queue)).delivery
+    if not isinstance(first, Basic.GetOk):
+        return 0
+    await channel.basic_nack(first.delivery_tag or 0, requeue=True)
+    return 1 + (first.message_count or 0)
 
 
 async def test_listing_tells_what_the_contract_names_and_changes_nothing(it):
@@ -144,7 +154,7 @@ async def test_purging_some_leaves_the_rest_and_a_dry_run_leaves_all(it):
     await bury(it, *(delivery(number, "ab"[number % 2]) for number in range(250)))
     told = await it.command("dead", "purge", "--subscription", "b", "--dry-run", "--json")
     assert json.loads(told) == {"purged": 125, "dry_run": True}
-    assert await depth(it, "dead") == 250
+    await until(lambda: _is_depth(it, "dead", 250))
     await it.command("dead", "purge", "--subscription", "b")
     assert await ids(it) == [f"{n:05}" for n in range(0, 250, 2)]
 
@@ -524,6 +534,8 @@ def test_headers_that_are_nested_too_deep_to_be_written_are_dropped_and_it_is_sa
 
 
 async def test_what_could_not_be_written_again_as_it_is_stays_and_is_in_nobodys_way(it):
+    # Most are acked one by one, and the broker, where it is slow, takes in what it has held back for longer.
+    it.begin_with("import service.broker.parked\nservice.broker.parked.CATCHES_UP = 5.0\n")
     wire = Wire(it.amqp_url)
     ours = [(rejected.REASON, text("not_json")), (rejected.ROUTING_KEY, text("a.b"))]
     for number in range(2 * CHUNK + 1):
@@ -695,7 +707,7 @@ async def test_a_look_sees_every_message_however_many_there_are(it, monkeypatch,
 
 
 async def test_what_another_takes_meanwhile_is_told_to_be_unseen(it, monkeypatch):
-    monkeypatch.setattr(parked, "IDLE", 0.5)
+    monkeypatch.setattr(parked, "IDLE", 3.0)
     await bury_at_once(it, 5)
     usual, name = consume, f"{it.prefix}.dead"
     async with connected(Address([it.amqp_url])) as connection:
@@ -785,7 +797,7 @@ async def test_a_walk_whose_connection_breaks_while_it_waits_for_messages_ends_a
 
 
 async def test_an_alarm_that_holds_a_walk_up_is_named(it, node, monkeypatch):
-    monkeypatch.setattr(parked, "ANSWER", 1.0)
+    monkeypatch.setattr(parked, "ANSWER", 5.0)
     await bury(it, delivery(1))
     async with connected(Address([it.amqp_url])) as connection:
         node.ctl("set_vm_memory_high_watermark", "0.000001")
@@ -832,13 +844,17 @@ async def test_a_queue_whose_leader_is_slow_to_answer_is_not_taken_for_an_empty_
     ]
 
 
+async def _is_depth(it: Station, name: str, wanted: int) -> bool:
+    return await depth(it, name) == wanted
+
+
 async def _at_least(count: Callable[[], Awaitable[int]], wanted: int) -> bool:
     return await count() >= wanted
 
 
 @pytest.mark.parametrize(("to", "status"), [("/dev/full", 1), (None, 141)])
 async def test_a_list_that_nobody_takes_ends_at_once(it, to, status):
-    await bury(it, *(delivery(number) for number in range(300)))
+    await bury_at_once(it, 1000)  # some 130 KB: twice what a pipe holds
     command = "exec 2>&1 >/dev/full" if to else "set -o pipefail"
     shell = f"{command}; {sys.executable} -m service dead list" + ("" if to else " | head -1")
     began = time.monotonic()
