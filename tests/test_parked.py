@@ -89,20 +89,23 @@ async def ids(it: Station, *arguments: str) -> list[str]:
     return [json.loads(line)["event_id"][6:11] for line in told.splitlines()]
 
 
+async def ready(channel: AbstractChannel, queue: str) -> int:
+    """Return how many messages a queue holds, or 0 where its leader is slow to answer."""
+    return (await channel.queue_declare(queue, passive=True)).message_count or 0
+
+
 async def depth(it: Station, name: str) -> int:
+    """Return how many messages a queue holds; the first of them may be the last afterwards."""
+    queue = f"{it.prefix}.{name}"
     async with connected(Address([it.amqp_url])) as connection:
         channel = await connection.channel()
-        found = await channel.queue_declare(f"{it.prefix}.{name}", passive=True)
-        return found.message_count or await count_by_taking(channel, f"{it.prefix}.{name}")
-
-
-async def count_by_taking(channel: AbstractChannel, queue: str) -> int:
-    """Count with the first message in hand: a count of 0 may mean that the queue's leader was slow to answer."""
-    first = (await channel.basic_get(queue)).delivery
-    if not isinstance(first, Basic.GetOk):
-        return 0
-    await channel.basic_nack(first.delivery_tag or 0, requeue=True)
-    return 1 + (first.message_count or 0)
+        if counted := await ready(channel, queue):
+            return counted
+        first = (await channel.basic_get(queue)).delivery
+        if not isinstance(first, Basic.GetOk):
+            return 0
+        await channel.basic_nack(first.delivery_tag or 0, requeue=True)
+        return 1 + (first.message_count or 0)
 
 
 async def test_listing_tells_what_the_contract_names_and_changes_nothing(it):
@@ -154,7 +157,9 @@ async def test_purging_some_leaves_the_rest_and_a_dry_run_leaves_all(it):
     await bury(it, *(delivery(number, "ab"[number % 2]) for number in range(250)))
     told = await it.command("dead", "purge", "--subscription", "b", "--dry-run", "--json")
     assert json.loads(told) == {"purged": 125, "dry_run": True}
-    await until(lambda: _is_depth(it, "dead", 250))
+    async with connected(Address([it.amqp_url])) as connection:
+        channel = await connection.channel()
+        await until(lambda: _holds(channel, f"{it.prefix}.dead", 250))
     await it.command("dead", "purge", "--subscription", "b")
     assert await ids(it) == [f"{n:05}" for n in range(0, 250, 2)]
 
@@ -844,8 +849,8 @@ async def test_a_queue_whose_leader_is_slow_to_answer_is_not_taken_for_an_empty_
     ]
 
 
-async def _is_depth(it: Station, name: str, wanted: int) -> bool:
-    return await depth(it, name) == wanted
+async def _holds(channel: AbstractChannel, queue: str, wanted: int) -> bool:
+    return await ready(channel, queue) == wanted
 
 
 async def _at_least(count: Callable[[], Awaitable[int]], wanted: int) -> bool:
