@@ -128,24 +128,24 @@ class Budget:
         candidates = state.candidates((), now)
         if not candidates:
             return state.obstacle(now)
-        # That the lane is full of others is no reason for a backup, or for the next in order.
-        preferred = state.preferred(candidates)
-        if self.slow_in_use >= self.slow_limit and any(one.is_slow(now) for one in preferred):
+        if self.slow_in_use >= self.slow_limit and state.slow_among(candidates, now):
             return Unavailable(DeferCause.SLOW, now)
-        share = self.share
+        # That the lane is full of others is no reason for a backup, or for the next in order.
+        preferred, share = state.preferred(candidates), self.share
         roomy = [candidate for candidate in preferred if self._held[candidate] < share]
         return roomy or Unavailable(DeferCause.SATURATED, now)
 
 
-def worth_waiting(state: SubscriptionState, lane: str, obstacle: Unavailable, now: float) -> bool:
-    """Tell whether room is likely soon: a prompt target is only busy, and the line of the lane is short.
+def worth_waiting(state: SubscriptionState, obstacle: Unavailable, now: float) -> bool:
+    """Tell whether room is likely soon: a prompt target is only busy.
 
     A trip through the broker takes a second at the least and costs a publish; a prompt target has room
-    again after milliseconds.  Lanes with a line each take turns.
+    again after milliseconds.
     """
-    if obstacle.cause is not DeferCause.SATURATED:
-        return False
-    if state.is_slow(now):
-        return False
+    return obstacle.cause is DeferCause.SATURATED and not state.is_slow(now)
+
+
+def has_place(state: SubscriptionState, lane: str, now: float) -> bool:
+    """Tell whether the line of a lane is short enough for one more; lanes with a line each take turns."""
     before = state.waiting_in(lane) * state.lines_beside(lane)
     return before < WAIT_EXPECTED * state.capacity(now)

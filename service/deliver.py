@@ -8,7 +8,7 @@ import random
 from dataclasses import replace
 from typing import Any, Protocol, assert_never
 
-from service.budget import Budget, worth_waiting
+from service.budget import Budget, has_place, worth_waiting
 from service.clock import Clock
 from service.core.balancer import choose
 from service.core.delivery import (
@@ -221,10 +221,14 @@ class Deliverer:
             if crowded:
                 budget.pass_on()
             if isinstance(found, list):
+                # The time may have brought this about, and time wakes nobody.
+                state.wake_in(budget.lane)
                 found = Unavailable(DeferCause.SATURATED, now)
             deadline = deadline or now + WAIT_LIMIT
-            if now >= deadline or not worth_waiting(state, budget.lane, found, now):
+            if now >= deadline or not worth_waiting(state, found, now):
                 state.wake()  # what holds for this one may hold for those in line
+                return self._refuse(run, found, budget, now)
+            if not had_turn and not has_place(state, budget.lane, now):
                 return self._refuse(run, found, budget, now)
             await state.wait(budget.lane, deadline - now, is_first=is_first)
             had_turn = True
@@ -241,11 +245,11 @@ class Deliverer:
             state.wake()
             return self._in_line(run, limit, now, now)
         run.latest = now + min(ROUND_LIMIT, HELD_LIMIT - state.subscription.timeout)
-        slow = any(target.is_slow(now) for target in targets)
+        slow = state.is_slow(now)
         budget.begin(slow=slow)
         state.goes_on(budget.lane)
         # As many go on as may, not one for each that ends.
-        if state.waiting_in(budget.lane) and budget.has_more_for(targets):
+        if state.waiting_in(budget.lane) and budget.has_more_for(state.candidates((), now)):
             state.wake_in(budget.lane)
         try:
             return await self._attempts(run, targets, budget, work, now)

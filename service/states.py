@@ -9,6 +9,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from service.core.delivery import DeferCause
 from service.core.health import TargetState, Unavailable
@@ -19,6 +20,14 @@ MISSED_KEPT = 10_000
 """Unknown subscriptions of which it is known since when."""
 MISSED_FOR = 3600.0
 """Seconds for which it is, if others are to be kept: in these, each delivery has come back (`EJECTED_MAX`)."""
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """One delivery in a line: its turn, and how long it waits for it, in seconds of the event loop's clock."""
+
+    turn: "asyncio.Future[bool]"
+    until: float
 
 
 class SubscriptionState:
@@ -44,7 +53,7 @@ class SubscriptionState:
         self._return_lines = return_lines
         rate = subscription.rate_limit
         self.bucket = TokenBucket(rate / replicas) if rate else None
-        self._waiting: dict[str, deque[asyncio.Future[bool]]] = {}
+        self._waiting: dict[str, deque[_Waiter]] = {}
 
     def candidates(self, tried: Sequence[TargetState], now: float) -> list[TargetState]:
         """Return the targets that may be tried now and were not tried in this round."""
@@ -58,33 +67,43 @@ class SubscriptionState:
         return regular[:1] if self.subscription.balance is Balance.FAILOVER else regular
 
     def is_slow(self, now: float) -> bool:
-        """Tell whether any of the targets that a round would begin with is slow."""
-        there = [one for one in self._usable if not one.is_ejected(now)]
-        return any(one.is_slow(now) for one in self.preferred(there))
+        """Tell whether any of the targets in the rotation is slow; see `slow_among`."""
+        return self.slow_among([one for one in self._usable if not one.is_ejected(now)], now)
+
+    def slow_among(self, candidates: list[TargetState], now: float) -> bool:
+        """Tell whether one of the candidates is slow that a round begins with, or that is at work for one that failed.
+
+        One that only stands in is known for how it was long ago.
+        """
+        preferred = self.preferred(candidates)
+        return any(
+            one.is_slow(now) and (one.in_flight > 0 or one in preferred) for one in candidates
+        )
 
     def waiting_in(self, lane: str) -> int:
         """Return how many deliveries of a lane wait for room: each has a line, as each has a share of its own."""
         line = self._waiting.get(lane)
         # Those that gave up go first, as they came first; taking each out at once would walk the line.
-        while line and line[0].done():
+        while line and line[0].turn.done():
             line.popleft()
         return len(line) if line else 0
 
     async def wait(self, lane: str, seconds: float, *, is_first: bool) -> bool:
         """Wait in a lane's line until an attempt has ended; False when that took too long.
 
-        `is_first`: in front of all others, as one that had its turn, and no use for it.
+        `is_first`: in front of all who came later, as one that had its turn, and no use for it.
         """
         loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[bool] = loop.create_future()
+        waiter = _Waiter(loop.create_future(), loop.time() + seconds)
         line = self._waiting.setdefault(lane, deque())
         if is_first:
-            line.appendleft(waiter)
+            earlier = takewhile(lambda other: other.until < waiter.until, line)
+            line.insert(sum(1 for _ in earlier), waiter)
         else:
             line.append(waiter)
-        timer = loop.call_later(seconds, _give_up, waiter)
+        timer = loop.call_later(seconds, _give_up, waiter.turn)
         try:
-            return await waiter
+            return await waiter.turn
         finally:
             timer.cancel()
 
@@ -106,9 +125,9 @@ class SubscriptionState:
         """Let the first in line of a lane look again."""
         line = self._waiting.get(lane)
         while line:
-            waiter = line.popleft()
-            if not waiter.done():
-                waiter.set_result(True)
+            turn = line.popleft().turn
+            if not turn.done():
+                turn.set_result(True)
                 return
 
     def comes_back_after(self, soonest: float, now: float) -> float:
@@ -193,9 +212,9 @@ def _weights(subscription: Subscription) -> list[int]:
     return [target.weight for target in subscription.targets]
 
 
-def _give_up(waiter: "asyncio.Future[bool]") -> None:
-    if not waiter.done():
-        waiter.set_result(False)
+def _give_up(turn: "asyncio.Future[bool]") -> None:
+    if not turn.done():
+        turn.set_result(False)
 
 
 @dataclass(slots=True)

@@ -218,6 +218,113 @@ def test_those_who_waited_for_room_keep_their_order():
     assert not it.put
 
 
+@pytest.mark.parametrize(("newcomers", "of_backlog"), [(60, 0), (0, 10)])
+def test_nobody_in_line_makes_room_for_who_comes_later(newcomers, of_backlog):
+    it = Rig(answers_after({"s": 0.1}))
+    subscription = wants("s", Target("https://s.example/", max_in_flight=4))
+    intake, backlog = Budget("intake", 512, 128), Budget("backlog", 256, 192)
+
+    async def course() -> None:
+        await it.carry(subscription, intake)  # it is known to take 40 a second
+        carried = []
+        for number in range(84):
+            carried.append(asyncio.create_task(it.carry(subscription, intake, attempts=number)))
+            await asyncio.sleep(0.0001)
+        assert it.states.of(subscription).waiting_in("intake") == 80
+        assert not it.put
+        more = [it.carry(subscription, intake, attempts=100) for _ in range(newcomers)]
+        more += [it.carry(subscription, backlog, attempts=100) for _ in range(of_backlog)]
+        await asyncio.gather(*carried, *more)
+
+    it.run(course())
+    assert {one.attempts for one in it.put} <= {100}
+    assert len(it.put) == newcomers
+
+
+def test_those_in_line_go_on_when_a_pause_is_over():
+    hanging, paused = (
+        Target("https://h.example/", max_in_flight=1),
+        Target("https://p.example/", max_in_flight=8),
+    )
+    takes = iter([0.1, 5.0])
+
+    async def send(_: Subscription, target: Target) -> Outcome:
+        seconds = next(takes) if target is hanging else 0.1
+        await asyncio.sleep(seconds)
+        return Answered(200, seconds)
+
+    it = Rig(send)
+    subscription, budget = wants("s", hanging, paused), Budget("intake", 512, 128)
+
+    async def course() -> None:
+        it.states.of(subscription).targets[1].throttled_until = it.clock.monotonic() + 0.5
+        await it.carry(subscription, budget)
+        carried = []
+        for _ in range(15):
+            carried.append(asyncio.create_task(it.carry(subscription, budget)))
+            await asyncio.sleep(0.05)
+        took = await asyncio.gather(*carried)
+        assert sorted(took)[-2] < 0.7  # but for the one that hangs
+
+    it.run(course())
+
+
+@pytest.mark.parametrize("balance", [Balance.FAILOVER, Balance.WEIGHTED_ROUND_ROBIN])
+def test_those_in_line_go_to_who_stands_in_where_the_first_is_full(balance):
+    it = Rig(answers_after({"s": 0.1}))
+    first = Target("https://a.example/", max_in_flight=1)
+    second = Target("https://b.example/", max_in_flight=4, backup=balance is not Balance.FAILOVER)
+    subscription, budget = wants("s", first, second, balance=balance), Budget("intake", 512, 128)
+
+    async def course() -> None:
+        it.states.of(subscription).targets[1].throttled_until = it.clock.monotonic() + 0.5
+        burst = [asyncio.create_task(it.carry(subscription, budget)) for _ in range(18)]
+        carried = []
+        for _ in range(100):
+            carried.append(asyncio.create_task(it.carry(subscription, budget)))
+            await asyncio.sleep(0.1)
+        await asyncio.gather(*burst)
+        took = await asyncio.gather(*carried)
+        assert max(took[20:]) < 0.2
+
+    it.run(course())
+
+
+@pytest.mark.parametrize("balance", [Balance.FAILOVER, Balance.WEIGHTED_ROUND_ROBIN])
+def test_standbys_that_are_slow_at_work_have_the_room_of_the_slow(balance):
+    is_backup = balance is not Balance.FAILOVER
+
+    async def send(_: Subscription, target: Target) -> Outcome:
+        if target.url.startswith("https://first"):
+            return Answered(404, 0.01)
+        await asyncio.sleep(5.0)
+        return Answered(200, 5.0)
+
+    it = Rig(send)
+    budget = Budget("intake", 64, 16)
+    subscriptions = [
+        wants(
+            f"s{n}",
+            Target(f"https://first-{n}.example/", max_in_flight=64),
+            Target(f"https://second-{n}.example/", max_in_flight=64, backup=is_backup),
+            balance=balance,
+        )
+        for n in range(8)
+    ]
+
+    async def course() -> None:
+        carried, most = [], 0
+        for tick in range(300):
+            carried += [asyncio.create_task(it.carry(one, budget)) for one in subscriptions]
+            await asyncio.sleep(0.2)
+            if tick > 50:  # they are known
+                most = max(most, budget.in_use)
+        await asyncio.gather(*carried)
+        assert 12 <= most <= 20
+
+    it.run(course())
+
+
 def test_a_line_that_has_gone_on_meanwhile_is_not_waited_for():
     it = Rig(answers_after({"h": 0.3, "s": 0.05, "k": 0.12, "x": 0.1, "y": 0.1}))
     h, k, x, y = (
