@@ -285,6 +285,21 @@ async def an_acked_message_is_gone(rig: Rig) -> None:
 
 
 @law
+async def one_message_is_got_with_the_count_of_the_rest_and_goes_back(rig: Rig) -> None:
+    await rig.put("intake", *numbered(3))
+    async with rig.channel() as channel:
+        got = await channel.basic_get(rig.queue("intake"))
+        assert (got.body, got.delivery.message_count) == (b"0", 2)
+        await channel.basic_nack(got.delivery_tag, requeue=True)
+    await rig.until_ready("intake", 3)
+    async with rig.channel() as channel:
+        again, _ = await rig.consume(channel, "intake")
+        await until(lambda: len(again) == 3)
+        assert isinstance((await channel.basic_get(rig.queue("intake"))).delivery, Basic.GetEmpty)
+    assert bodies(again) == numbered(3)
+
+
+@law
 async def one_ack_settles_all_before_it(rig: Rig) -> None:
     await rig.put("intake", *numbered(5))
     async with rig.channel() as channel:

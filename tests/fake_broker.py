@@ -206,6 +206,10 @@ class Consumer:
         return self.prefetch == 0 or self.holds < self.prefetch
 
 
+async def _nothing(_: DeliveredMessage) -> None:
+    """Take a message that is sent to nobody."""
+
+
 class FakeBroker:
     """Exchanges, queues and whoever is connected.
 
@@ -473,6 +477,21 @@ class FakeChannel:
         source.consumers.append(consumer)
         self.broker.pump(source)
         return Basic.ConsumeOk(tag)
+
+    async def basic_get(self, queue: str) -> DeliveredMessage:
+        """Take the first message: a consumer that asks for this one alone."""
+        self._require_open()
+        source = self._queue(queue)
+        if not source.ready:
+            return DeliveredMessage(Basic.GetEmpty(), ContentHeader(), b"", self)  # type: ignore[arg-type]
+        stored, tag = heapq.heappop(source.ready), next(self._tags)
+        source.held.add(stored)
+        self.unacked[tag] = (Consumer("", source, self, 1, _nothing, holds=1), stored)
+        frame = Basic.GetOk(
+            tag, stored.returns > 0, stored.exchange, stored.routing_key, len(source.ready)
+        )
+        header = ContentHeader(0, len(stored.body), stored.seen)
+        return DeliveredMessage(frame, header, stored.body, self)  # type: ignore[arg-type]
 
     async def basic_cancel(self, consumer_tag: str) -> None:
         self._require_open()
