@@ -133,7 +133,7 @@ class Recorder(Server):
         self._answer = answer or (lambda _: status)
         self._arrived = asyncio.Condition()
 
-    async def wait_for(self, count: int, timeout: float = 5.0) -> list[Received]:  # noqa: ASYNC109
+    async def wait_for(self, count: int, timeout: float = 20.0) -> list[Received]:  # noqa: ASYNC109
         """Return the requests as soon as there are `count`; raises `TimeoutError`."""
         async with asyncio.timeout(timeout), self._arrived:
             await self._arrived.wait_for(lambda: len(self.requests) >= count)

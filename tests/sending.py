@@ -26,6 +26,8 @@ KEY = b"k" * 32
 BODY = b'{"type":"order.created","timestamp":"2026-01-02T03:04:05Z","data":{"a":1}}'
 ID = "evt_0123456789abcdef"
 LOOPBACK = EgressRules(allow=networks("127.0.0.0/8", "::1"), allow_http=True)
+TIMEOUT = 5.0
+"""Seconds for an attempt, where a test does not say how many."""
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -44,7 +46,7 @@ def event_loop_policy(request: pytest.FixtureRequest) -> Any:
 
 
 def subscribe(url: str, **settings: Any) -> Subscription:
-    settings = {"signing": Signing(Scheme.STANDARD, (KEY,)), "timeout": 5.0, **settings}
+    settings = {"signing": Signing(Scheme.STANDARD, (KEY,)), "timeout": TIMEOUT, **settings}
     target = Target(url)
     return Subscription("sub", ("#",), (target,), **settings)
 
@@ -73,7 +75,7 @@ async def attempt_at(behaviour: Behaviour, **settings: Any) -> Any:
     async with Hostile(behaviour) as receiver:
         started = time.monotonic()
         outcome = await attempt(receiver.url, **settings)
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < TIMEOUT
         return outcome
 
 

@@ -44,11 +44,13 @@ async def behind_tls(amqp_url: str, context: ssl.SSLContext) -> AsyncIterator[st
 
 
 async def copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError):
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
+    try:
+        with suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+    finally:
+        writer.close()
 
 
 async def test_events_come_and_go_over_tls(it, amqp_url, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from service.clock import ASLEEP_AFTER, LOOK_EVERY, WakingClock
 from service.core.delivery import Failed, FailureKind
 from service.webhook.sender import WebhookSender
+from tests.fake_broker import FakeClock, run
 from tests.receivers import Hostile, Reader, Writer, read_request
 from tests.sending import LOOPBACK, send, subscribe
 
@@ -41,13 +42,19 @@ def test_time_passes_as_it_does_for_one_that_is_looked_at_late_for_once(monkeypa
     assert clock.monotonic() - began == pytest.approx(100 * ASLEEP_AFTER)
 
 
-async def test_it_is_looked_at_while_nothing_else_does():
+def test_it_is_looked_at_while_nothing_else_does(monkeypatch):
+    machine = FakeClock()
+    monkeypatch.setattr(time, "monotonic", machine.monotonic)
     clock = WakingClock()
-    looking = asyncio.create_task(clock.run())
+
+    async def look_for_a_minute() -> None:
+        looking = asyncio.create_task(clock.run())
+        await asyncio.sleep(60.0)
+        looking.cancel()
+
     began = clock.monotonic()
-    await asyncio.sleep(ASLEEP_AFTER + 0.5)
-    looking.cancel()
-    assert clock.monotonic() - began > ASLEEP_AFTER
+    run(look_for_a_minute(), machine)
+    assert clock.monotonic() - began == pytest.approx(60.0)
 
 
 async def test_an_attempt_that_timed_out_while_its_process_was_stopped_tells_nothing_of_its_target():

@@ -14,7 +14,7 @@ from service.metrics import Metrics
 from service.publish import Publisher
 from service.states import Health
 from tests.dispatcher import Dispatcher, Station, station, subscription
-from tests.receivers import Answer, Recorder
+from tests.receivers import Received, Recorder
 
 
 def values(page: bytes | str) -> dict[str, float]:
@@ -114,7 +114,13 @@ async def test_a_running_dispatcher_tells_how_its_targets_lines_and_files_are(it
 
 
 async def test_a_dispatcher_that_drains_tells_for_how_long(it: Station):
-    async with Recorder(answer=lambda _: Answer(delay=2)) as receiver:
+    seen = asyncio.Event()
+
+    async def answer(_: Received) -> int:
+        await seen.wait()
+        return 200
+
+    async with Recorder(answer=answer) as receiver:
         dispatcher = await it.dispatcher(subscription("s", receiver.url))
         async with Publisher(it.amqp_url, it.exchange) as publisher:
             await publisher.publish("order.shipped", {})
@@ -127,6 +133,7 @@ async def test_a_dispatcher_that_drains_tells_for_how_long(it: Station):
             return told["draining_seconds"] > 0
 
         await dispatcher.until(draining)
+        seen.set()
         assert await dispatcher.ended() == 0
 
 
