@@ -338,11 +338,12 @@ def _phase(window: Window, subscribers: range) -> Phase:
     delays = [delay for second in by_second.values() for delay in second]
     if len(delays) < _FEWEST:
         raise MeasuringError("too little arrived at those that are well")
+    seconds = [second for second in by_second.values() if len(second) >= _FEWEST] or [delays]
     return Phase(
         samples=len(delays),
         rate=len(delays) / window.seconds / len(subscribers),
         p99=_p99(delays),
-        calm_p99=statistics.median(_p99(one) for one in by_second.values() if len(one) >= _FEWEST),
+        calm_p99=statistics.median(map(_p99, seconds)),
     )
 
 
