@@ -46,8 +46,8 @@ NO_JSON = "Fatal Python error: something no dispatcher should ever say"
 
 
 @pytest.fixture(scope="session")
-def run(broker, tmp_path_factory) -> Run:
-    return asyncio.run(real_run(broker.url, tmp_path_factory.mktemp("monitoring")))
+def run(broker, leftovers, tmp_path_factory) -> Run:
+    return asyncio.run(real_run(broker.url, tmp_path_factory.mktemp("monitoring"), leftovers))
 
 
 @pytest.fixture(scope="session")
