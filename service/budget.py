@@ -147,5 +147,5 @@ def worth_waiting(state: SubscriptionState, obstacle: Unavailable, now: float) -
 
 def has_place(state: SubscriptionState, lane: str, now: float) -> bool:
     """Tell whether the line of a lane is short enough for one more; lanes with a line each take turns."""
-    before = state.waiting_in(lane) * state.lines_beside(lane)
+    before = state.waiting_in(lane) * state.lines_with(lane)
     return before < WAIT_EXPECTED * state.capacity(now)

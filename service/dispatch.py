@@ -267,8 +267,9 @@ class Dispatcher:
         try:
             return await self._deliverer.carry(delivery, subscription, prepared, budget, message)
         except Exception as error:  # noqa: BLE001 - nobody knows what a fault is
-            of = delivery.subscription_id
-            tell_fault(self._log, f"{budget.lane} lane", error, subscription_id=of)
+            tell_fault(
+                self._log, f"{budget.lane} lane", error, subscription_id=delivery.subscription_id
+            )
             return not message.lost and await self._deliverer.carry_later(delivery)
 
     async def _split(self, message: Message, event: Event, wanting: Sequence[Subscription]) -> None:

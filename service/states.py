@@ -107,8 +107,8 @@ class SubscriptionState:
         finally:
             timer.cancel()
 
-    def lines_beside(self, lane: str) -> int:
-        """Return how many lanes would take turns if one more delivery of this lane waited."""
+    def lines_with(self, lane: str) -> int:
+        """Return how many lanes would take turns if one more delivery of this lane waited: itself, and others in line."""
         return 1 + sum(1 for other in self._waiting if other != lane and self.waiting_in(other))
 
     def goes_on(self, lane: str) -> None:

@@ -249,6 +249,13 @@ class Station:
         told = await self.command(which, "list", "--json")
         return [json.loads(line) for line in told.split("\n") if line]
 
+    async def until_parked(self, which: str, count: int) -> list[dict[str, Any]]:
+        """Return what is parked, once there are so many: the broker takes its time to park what is large."""
+        deadline = time.monotonic() + 20
+        while len(found := await self.parked(which)) < count:
+            assert time.monotonic() < deadline, found
+        return found
+
 
 @asynccontextmanager
 async def station(

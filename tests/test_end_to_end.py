@@ -122,7 +122,7 @@ async def test_the_schedule_is_kept_then_a_dead_letter_that_redrives_with_the_sa
             assert gap >= planned * 0.9
             wait = moment(line["next_attempt_at"]) - moment(line["timestamp"])
             assert wait.total_seconds() <= planned * 1.1
-        await until_parked(it, "dead", 1)
+        await it.until_parked("dead", 1)
         [dead] = await it.parked("dead")
         assert dead["reason"] == "exhausted"
         assert (dead["attempts"], dead["last_status"]) == (4, 500)
@@ -138,14 +138,6 @@ async def test_the_schedule_is_kept_then_a_dead_letter_that_redrives_with_the_sa
 
 def moment(told: str) -> datetime:
     return datetime.fromisoformat(told)
-
-
-async def until_parked(it: Station, which: str, count: int) -> list[dict[str, Any]]:
-    deadline = time.monotonic() + 20
-    while len(found := await it.parked(which)) < count:
-        assert time.monotonic() < deadline, found
-        await asyncio.sleep(0.1)
-    return found
 
 
 async def test_retry_after_is_obeyed(it):
@@ -225,7 +217,7 @@ async def test_what_cannot_be_read_is_rejected_by_name_and_the_next_event_arrive
             )
         [request] = await receiver.wait_for(1)
         assert request.json()["data"] == {"fine": True}
-        found = await until_parked(it, "rejected", len(REJECTED))
+        found = await it.until_parked("rejected", len(REJECTED))
         expected = sorted(reason for reason, _, _ in REJECTED)
         assert sorted(line["reason"] for line in found) == expected
         assert sorted(line["reason"] for line in dispatcher.of("event.rejected")) == expected

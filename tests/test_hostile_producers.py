@@ -314,16 +314,8 @@ async def test_what_no_library_would_send_ends_by_its_name(watch):
     told = [(message, reasons.get(message.key.decode(), "delivered")) for _, message in cases]
     assert told == [(message, name) for name, message in cases]
     expected = sorted(name for name, _ in cases if name != "delivered")
-    rejected = await until_parked(watch.it, len(expected))
+    rejected = await watch.it.until_parked("rejected", len(expected))
     assert sorted(line["reason"] for line in rejected) == expected
-
-
-async def until_parked(it: Station, count: int) -> list[dict[str, Any]]:
-    """Return the rejected events, once there are so many: the broker takes its time to park large ones."""
-    deadline = time.monotonic() + 20
-    while len(found := await it.parked("rejected")) < count:
-        assert time.monotonic() < deadline, found
-    return found
 
 
 # Were each byte that is no UTF-8 read as a character of three bytes, the rejected copy would have a routing
@@ -408,7 +400,7 @@ async def test_a_forged_history_of_a_large_event_stops_no_retries(it):
         await dispatcher.line("attempt.succeeded")
         await dispatcher.line("event.rejected", len(large) + 1)
         assert await dispatcher.stop() == 0
-    parked = await until_parked(it, len(large) + 1)
+    parked = await it.until_parked("rejected", len(large) + 1)
     told = {line["routing_key"]: line for line in parked}
     assert {line["reason"] for line in told.values()} == {"too_large"}
     assert told.pop("sound")["bytes"] == 300_001
@@ -421,7 +413,7 @@ async def test_an_event_that_its_producer_lets_expire_is_listed_as_expired(it):
     dispatcher = await it.dispatcher(subscription("s", "http://127.0.0.1:1/"))
     assert await dispatcher.stop() == 0
     await asyncio.to_thread(send_all, it, [Raw(b'{"n": 1}', properties={"expiration": short("0")})])
-    [line] = await until_parked(it, 1)
+    [line] = await it.until_parked("rejected", 1)
     assert line["reason"] == "expired"
     assert "settled" not in line["detail"]
 

@@ -88,7 +88,7 @@ def test_nobody_is_forgotten_in_a_line_and_nothing_is_left_held(seed):
 
     it.run(course())
     for lane in load.lanes:
-        assert (lane.in_use, lane.slow_in_use, lane.begun) == (0, 0, 0)
+        assert (lane.in_use, lane.slow_in_use) == (0, 0)
         assert not lane._held
     for one in load.subscriptions:
         state = it.states.of(one)

@@ -395,13 +395,15 @@ def test_of_very_many_unknown_subscriptions_all_are_given_up_in_the_end(monkeypa
 
 A, B = Target("https://a.example/"), Target("https://b.example/")
 BACKUP = Target("https://b.example/", backup=True)
-
-
-@pytest.mark.parametrize(
+who_stands_in = pytest.mark.parametrize(
     "subscription",
     [wants("s", A, BACKUP), wants("s", A, B, balance=Balance.FAILOVER)],
     ids=["backup", "failover"],
 )
+"""Subscriptions whose second target stands in for the first."""
+
+
+@who_stands_in
 def test_a_lane_full_of_others_sends_nothing_to_who_stands_in(subscription):
     states, budget = States(1), Budget("intake", 512, 128, in_use=508)
     state = states.of(subscription)
@@ -411,11 +413,7 @@ def test_a_lane_full_of_others_sends_nothing_to_who_stands_in(subscription):
     assert budget.open_to(state, 0.0) == Unavailable(DeferCause.SATURATED, 0.0)
 
 
-@pytest.mark.parametrize(
-    "subscription",
-    [wants("s", A, BACKUP), wants("s", A, B, balance=Balance.FAILOVER)],
-    ids=["backup", "failover"],
-)
+@who_stands_in
 def test_one_who_stands_in_and_was_slow_once_makes_nobody_slow(subscription):
     states, budget = States(1), Budget("intake", 512, 128, slow_in_use=128)
     state = states.of(subscription)
