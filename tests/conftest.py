@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from service import ports
 from service.rabbitmq import PrivateBroker
+from tests.faults.node import FaultyNode
 
 _QUEUES = ("intake", "deliveries", "dead", "rejected", "unrouted")
 _DELAY_LEVELS = 17
@@ -54,7 +55,7 @@ def broker(request: pytest.FixtureRequest) -> Iterator[PrivateBroker | ForeignBr
     if url := os.environ.get("AMQP_URL"):
         yield ForeignBroker(url)
         return
-    with PrivateBroker() as private:
+    with FaultyNode() as private:
         yield private
         if request.session.testsfailed:
             log = (private.folder / "rabbitmq.log").read_text(errors="replace")

@@ -9,8 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pamqp.common import FieldValue
 
+from service.broker.opening import Address, open_connection
+from service.broker.topology import Names
 from service.rabbitmq import PrivateBroker
+from tests.broker_contract import until
 from tests.faults.ledger import REJECTED, Account, Ledger, Place
 from tests.faults.misgivings import (
     MEMORY_GROWTH,
@@ -21,6 +25,7 @@ from tests.faults.misgivings import (
     misgivings,
 )
 from tests.faults.play import Row, play
+from tests.faults.remains import Remains
 from tests.faults.scenarios import ALL
 from tests.faults.scenarios.base import Scenario
 from tests.faults.scenarios.broker import NodeKilled
@@ -139,6 +144,32 @@ async def test_no_event_is_lost(node: PrivateBroker, scenario: type[Scenario]):
     )
     assert verdicts([told]) == []
     assert told.account.owed > 0
+
+
+async def test_what_has_expired_and_nobody_confirmed_is_still_held(
+    node: PrivateBroker, prefix: str
+):
+    queue = Names(prefix).delay(0)
+    arguments: dict[str, FieldValue] = {
+        "x-queue-type": "quorum",
+        "x-message-ttl": 1,
+        "x-dead-letter-exchange": f"{prefix}.nowhere",
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+    connection = await open_connection(node.url, Address([node.url]), "test")
+    try:
+        channel = await connection.channel()
+        await channel.queue_declare(queue, durable=True, arguments=arguments)
+        await channel.basic_publish(b"{}", routing_key=queue)
+
+        async def has_expired() -> bool:
+            return (await channel.queue_declare(queue, passive=True)).message_count == 0
+
+        await until(has_expired)
+    finally:
+        await connection.close()
+    assert await Remains(prefix).held(node) == {queue: 1}
 
 
 class Hopeless(KilledAnyTime):

@@ -1,6 +1,6 @@
-"""The RabbitMQ node of the scenarios: as it comes, but for one time-out."""
+"""The RabbitMQ node of the tests and scenarios: as it comes, but for one time-out."""
 
-from typing import Final
+from typing import Final, Protocol
 
 from service.rabbitmq import PrivateBroker
 
@@ -11,6 +11,24 @@ What a quorum queue dead-letters at least once (here: each step of the delay lad
 because the next queue's leader died or the queue was deleted, RabbitMQ publishes again after three
 minutes.  With this it does so sooner, and a run need not wait for it.
 """
+
+
+class Node(Protocol):
+    """A broker that can be stopped and administered."""
+
+    @property
+    def port(self) -> int: ...
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def output(self) -> str: ...
+
+    def start(self, timeout: float = 60) -> None: ...
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
+    def flush(self) -> None: ...
+    def ctl(self, *args: str, timeout: float = 60) -> str: ...
 
 
 class FaultyNode(PrivateBroker):

@@ -11,8 +11,9 @@ from typing import Any, Final
 from service.broker.opening import TROUBLE
 from service.errors import BrokerError
 from tests.faults.ledger import Account, Place
+from tests.faults.node import Node
 from tests.faults.scenarios.base import Scenario
-from tests.faults.stage import HangError, Node, Stage, stage
+from tests.faults.stage import HangError, Stage, stage
 
 START_TIMEOUT: Final = 120.0
 READ_TIMEOUT: Final = 120.0
@@ -145,7 +146,7 @@ async def _end(it: Stage) -> list[str]:
                 problems.append(f"SIGTERM: exit status {status}, {replica.stderr[-500:]}")
     try:
         async with asyncio.timeout(READ_TIMEOUT):
-            await it.remains.take_all(it.broker.url, it.ledger)
+            await it.remains.take_all(it.broker, it.ledger)
     except TROUBLE as error:
         problems.append(f"what is left could not be read: {_told(error)}")
     return problems

@@ -16,10 +16,9 @@ from service.errors import BrokerError
 from service.rabbitmq import PrivateBroker
 from tests.dispatcher import ROOT
 from tests.faults.cluster import Cluster
-from tests.faults.node import FaultyNode
+from tests.faults.node import FaultyNode, Node
 from tests.faults.play import Row, play
 from tests.faults.scenarios.base import Form, Host, Scenario
-from tests.faults.stage import Node
 
 ORDINARY: Final = ("test_broker.py", "test_parked.py", "test_publish.py", "test_end_to_end.py")
 """The ordinary tests that are about the broker."""

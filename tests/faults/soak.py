@@ -202,7 +202,7 @@ class Soak:
                 self._problems.append(f"SIGTERM: {replica.stderr[-500:]}")
             self._problems += replica.problems[:5]
         async with asyncio.timeout(READ_TIMEOUT):
-            await it.remains.take_all(it.broker.url, it.ledger)
+            await it.remains.take_all(it.broker, it.ledger)
 
 
 def table(found: Findings) -> str:

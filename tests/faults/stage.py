@@ -7,22 +7,22 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import aiohttp
 import orjson
 
-from service.broker.opening import TROUBLE
 from service.rabbitmq import PrivateBrokerError
 from service.watchdog import Watchdog
 from tests.dispatcher import Station, write_subscriptions
 from tests.faults.ledger import Ledger
 from tests.faults.load import Producer, Receivers, subscriptions
+from tests.faults.node import Node
 from tests.faults.proxy import Proxy
-from tests.faults.remains import Remains, depths
+from tests.faults.remains import Remains
 from tests.faults.replica import Replica
 
 PREFETCH: Final = 24
@@ -39,24 +39,6 @@ QUIET_LOOKS: Final = 2
 HEARTBEAT: Final = 2
 _EVERY_LINE: Final = "import service.bounded_log\nservice.bounded_log.MINUTE = 0.0\n"
 """Sessions are lost here more often than a log would tell, and each explains some duplicates."""
-
-
-class Node(Protocol):
-    """A broker that can be stopped and administered."""
-
-    @property
-    def port(self) -> int: ...
-
-    @property
-    def url(self) -> str: ...
-    @property
-    def output(self) -> str: ...
-
-    def start(self, timeout: float = 60) -> None: ...
-    def stop(self) -> None: ...
-    def kill(self) -> None: ...
-    def flush(self) -> None: ...
-    def ctl(self, *args: str, timeout: float = 60) -> str: ...
 
 
 class HangError(AssertionError):
@@ -165,17 +147,10 @@ class Stage:
         for replica in self.replicas:
             if replica.runs and await in_flight(replica):
                 return False
-        # Cheap, and without what is under way; then dear, with it.
-        with suppress(*TROUBLE):
-            if any((await depths(self.broker.url, self.remains.busy)).values()):
-                await asyncio.sleep(0.1)
-                return False
         try:
-            told = await asyncio.to_thread(self.broker.ctl, "list_queues", "name", "messages")
+            return self.remains.busy.isdisjoint(await self.remains.held(self.broker))
         except PrivateBrokerError:
             return False
-        held = dict(line.split() for line in told.splitlines() if line.count("\t") == 1)
-        return all(held.get(queue, "0") == "0" for queue in self.remains.busy)
 
 
 async def in_flight(replica: Replica) -> int:
