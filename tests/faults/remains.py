@@ -25,10 +25,10 @@ PAUSE: Final = 0.4
 _HELD: Final = """\
 [begin
     {{ok, Held, _}} = ra:consistent_query(amqqueue:get_pid(Queue), fun rabbit_fifo:query_messages_total/1),
-    {{element(4, amqqueue:get_name(Queue)), Held}}
-end || Queue <- rabbit_amqqueue:list(),
-       string:prefix(element(4, amqqueue:get_name(Queue)), <<"{prefix}.">>) =/= nomatch]."""
-"""What asks the leader of each queue, and waits for its answer.
+    {{Name, Held}}
+end || Name <- [{names}],
+       {{ok, Queue}} <- [rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, Name))]]."""
+"""What asks the leader of each queue, one after the other, and waits for its answer.
 
 `queue.declare` gives 0 for a leader that needs more than 250 ms (3.10), and never counts what has expired and
 is not confirmed by the next queue yet; `list_queues` gives what it knew up to 5 s ago, and 0 after a start.
@@ -40,8 +40,7 @@ class Remains:
 
     def __init__(self, prefix: str) -> None:
         names = Names(prefix)
-        self._held = _HELD.format(prefix=prefix)
-        # From the top of the ladder down, the way that messages go: none slips past the reader.
+        # From the top of the ladder down, the way that messages go: none slips past who reads or counts.
         levels = [names.delay(level) for level in reversed(range(ladder.LEVELS))]
         self.busy = frozenset([names.deliveries, names.intake, *levels[-8:]])
         """What is empty once nothing is under way but what waits for hours."""
@@ -52,10 +51,12 @@ class Remains:
             names.dead: Place.DEAD,
             names.unrouted: Place.UNROUTED,
         }
+        self._held = _HELD.format(names=", ".join(f'<<"{name}">>' for name in self._places))
 
     async def held(self, broker: Node) -> dict[str, int]:
         """Return how many messages each queue has that has any, whatever happens to them just now.
 
+        Down the ladder as well: none is missed for its step from one level to the next.
         Raises PrivateBrokerError while one has no leader.
         """
         told = await asyncio.to_thread(broker.ctl, "eval", self._held)
